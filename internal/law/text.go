@@ -1,0 +1,146 @@
+package law
+
+// Text is the law. A package that is not in it does not exist, so adding a
+// package begins here; the same table stands in ARCHITECTURE.md, where the test
+// keeps it equal (go test ./internal/law -update).
+//
+// Patterns: "a/b" is that package, "a/*" each package right below a, "a/..." a
+// and all below it, "." the root package, "./..." every package of this module.
+// Other words are import paths from outside; they cover what lies below them.
+// A line "word = …" names a list.
+const Text = `
+floors: a package imports lower floors only
+  0  .                        ids, enums, values, error kinds; standard library only
+  1  internal/atomicfile      replace a file so that a power cut leaves the old or the new one
+  1  internal/httperr         error kind → HTTP status, in one place
+  1  internal/law             this table, as a test
+  1  internal/supervise       run workers, restart them with back-off
+  1  internal/version         which build this is
+  2  firmware/slot            A/B slots and boot state, as pure decisions
+  2  firmware/boards          one gokrazy config and kernel choice per board, embedded
+  2  firmware/bootlog         what one boot leaves behind for the next program and the next boot
+  2  firmware/bootdisk        the disk the firmware booted, and its partitions
+  2  firmware/watchdog        the hardware watchdog: arm, feed, hand over
+  3  firmware/perm            /perm: create, repair, grow, mount
+  3  firmware/esp             the EFI partition: unified kernel images, boot counters, bless
+  3  firmware/verity          dm-verity: hash tree, open, check
+  3  firmware/kernel          which Debian kernel, which modules, in which order
+  3  firmware/loader          the small EFI program that starts systemd-boot
+  2  images/manifest          what a release contains: digests, sizes, board, version; canonical bytes
+  3  images/release           the TUF repository: roles, sign, verify
+  3  images/delta             from one root to the next
+  4  images/media             look at finished disk images; write them to disks
+  4  images/build             board + packages → reproducible disk image, update bundle, SBOM
+  2  provisioning/claim       claim codes and the claim's state machine
+  2  provisioning/enroll      device key → device certificate: messages and checks of both sides
+  3  provisioning/factory     serial numbers, label, first flash, factory report
+  2  hwtest/report            results with unit, method version, spread; signing
+  3  hwtest/bench             CPU, memory, disk, network benchmarks
+  3  hwtest/gpu               GPU facts and counters behind one interface
+  3  hwtest/burnin            pass/fail hardware check
+  2  chain/api                the wire contract: .proto files and what generates from them
+  2  chain/api/*              generated messages of clients; no cosmos-sdk
+  2  chain/gogo/*             generated messages of cosmos-sdk's codec, from the same contract
+  2  chain/account            keys and addresses
+  2  chain/comet              a node's JSON-RPC, one call and one subscription at a time
+  3  chain/akash              ids, prices, events and verdicts of an Akash-compatible chain, as Go values
+  3  chain/sdl                SDL 2.0/2.1 → manifest, groups, hash
+  4  chain/client             sign, broadcast, query, watch; the one door to a chain
+  3  chain/keystore           a tenant's keys in files, encrypted when they wish
+  3  chain/credential         certificates and tokens with which tenant and provider know each other
+  3  chain/cometnode          what a program needs around CometBFT: keys, databases, log, watchdog
+  3  chain/x/*                keepers and rules, one folder per module
+  4  chain/app                wires the modules into one chain, and runs a node of it
+  5  chain/tenant/gatewayclient a provider's gateway as its tenants speak to it
+  5  chain/tenant/quote       which providers fit, what a lease costs, how long the money lasts
+  6  chain/tenant             a tenant's side of a deployment: bids, lease, manifest, update, close
+  6  chain/chaintest          a chain in memory, and the suite every chain client passes
+  3  agent/journal            crash-safe local state on /perm
+  3  agent/identity           device key and certificate
+  4  agent/inventory          CPU, memory, disk and board facts from /proc and /sys
+  4  agent/market             order → bid → lease: the provider's state machine
+  4  agent/workload           lease → running → settled: the workload's state machine
+  4  agent/sandbox            the one door to containerd and runsc
+  4  agent/network            routed veth, nftables, shaping, byte counters
+  4  agent/gateway            the provider gateway: REST, websockets, gRPC status
+  4  agent/ingress            hosts and ports of a lease → its containers, through the relay
+  4  agent/telemetry          sampling, spool, publication
+  4  agent/update             install, trial boot, confirm, roll back
+  4  agent/ownerpage          the LAN status page and the HDMI screen
+  5  agent                    wires the workers above; starts, restarts and stops them
+  2  relay/wire               tunnel frames and handshake
+  3  relay                    server side (in the fleet) and client side (on the device)
+  2  fleet/fleetapi           wire types, routes and client of the fleet API; MQTT topics and payloads
+  3  fleet/db                 opens and migrates SQL
+  4  fleet/device             devices, owners, claims, groups
+  4  fleet/ingest             telemetry in: topic rights, validation, dedup
+  4  fleet/telemetry          time-series store, PromQL API, alerts
+  4  fleet/rollout            releases, waves, pause and halt
+  4  fleet/payout             rewards per epoch, ledger, payouts
+  4  fleet/auth               sessions, passkeys, roles, tokens, audit log
+  4  fleet/console            web console: templates and assets, embedded
+  5  fleet                    wires the contexts above into one server
+  6  fleet/fleettest          a whole fleet in process, for tests; the box simulator
+  6  firmware/esp/crashtest   replays every power cut of an install, for tests
+  6  internal/rig             one Machine interface (power, serial, network, disk faults): QEMU now, boards later
+  7  internal/rig/faulty/*    programs with a planted fault, built into test images only
+  7  chain/chaintest/clients/* one small program on either client, to compare
+  7  internal/vmtest          the box in a virtual machine, tests only
+  7  internal/vmtest/*        first programs of test machines
+  7  internal/tools/protogen  generates the chain's messages; in the tools' module
+  7  images/gokrazy/init      PID 1 of the root; a module of its own
+  7  images/runtime/*         containerd, runsc and the log rotator for the image; a module of its own
+  6  chain/tenant/gatewaystub a provider's gateway that only listens, for tests
+  6  chain/npmpeer            the TypeScript client of Akash's tenants, for tests
+  7  cmd/croft/session        a tenant at the command line: network, key, output
+  8  cmd/croft/chaincmd       the real client's verbs: tx, query, provider
+  8  cmd/croft/tenantcmd      croft tenant
+  9  cmd/croft                the command people type
+  7  cmd/croft-agent          the daemon on the box
+  7  cmd/croft-init           the program in the initramfs
+  7  cmd/croft-fleet          the service
+  7  cmd/croft-chaind         the chain daemon
+  7  cmd/croft-gpuprobe       GPU facts over a pipe; the only cgo
+
+never: what must not be reached, through any number of imports
+  box = agent/... cmd/croft-agent cmd/croft-init images/gokrazy/init
+  sdk = github.com/cosmos/cosmos-sdk cosmossdk.io/core cosmossdk.io/store github.com/cometbft/cometbft
+  box reaches chain/x/... chain/app                              # the device carries no chain software
+  box reaches sdk                                                # 541 packages and 101 modules; chain/client is the light door
+  box reaches fleet/... except fleet/fleetapi                    # box and service share their wire and nothing else
+  box reaches images/build provisioning/factory                  # a box builds no images and makes no boxes
+  box reaches database/sql except database/sql/driver            # the journal is the box's only store; a driver's types alone are harmless
+  agent/... cmd/croft-agent images/gokrazy/init reaches testing  # test support has no place in a shipped program
+  fleet/... reaches agent/... firmware/... except firmware/slot  # the service knows boxes by their wire and by slot's words
+  fleet/... reaches github.com/containerd/containerd             # containers run on boxes
+  light = chain/api/... chain/account chain/akash chain/comet chain/sdl chain/client chain/keystore chain/credential chain/tenant/... cmd/croft/...
+  light reaches sdk                                              # a client is 11 MB, not 57
+  chain/... reaches ./... except . chain/...                     # the chain stands alone: every validator runs it
+
+twins: packages that share their names on purpose
+  chain/api/* chain/gogo/*                                       # one contract, two codecs; only a test sees both
+
+doors: a heavy library is imported by these alone ("tests" are all _test.go files)
+  github.com/diskfs/go-diskfs         opens to images/build images/media firmware/... cmd/croft tests # one library for partition tables and FAT, and few who write disks
+  github.com/containerd/go-dmverity   opens to firmware/verity                             # one place decides what a verified root is
+  github.com/google/go-tpm            opens to agent/identity                              # one owner of the device key
+  github.com/pion/mdns                opens to agent/ownerpage                             # one answer on the owner's network
+  github.com/spf13/cobra              opens to cmd/...                                     # flags and arguments end in cmd
+  github.com/containerd/containerd    opens to agent/sandbox                               # two thirds of the agent's foreign packages come with it
+  github.com/eclipse/paho.mqtt.golang opens to agent/telemetry fleet/ingest                # MQTT has one mouth and one ear
+  github.com/theupdateframework/go-tuf opens to images/release                             # one place decides what a good release is
+  modernc.org/sqlite                  opens to fleet/db                                    # contexts see database/sql, never an engine
+  github.com/jackc/pgx                opens to fleet/db                                    # contexts see database/sql, never an engine
+  github.com/cosmos/cosmos-sdk        opens to chain/x/... chain/gogo/... chain/cometnode chain/app chain/chaintest/... cmd/croft-chaind # the SDK stays where the keepers are
+  github.com/cometbft/cometbft        opens to chain/x/... chain/cometnode chain/app chain/chaintest cmd/croft-chaind # consensus stays where the keepers are
+  github.com/NVIDIA/go-nvml           opens to cmd/croft-gpuprobe                          # needs cgo and the driver's loader
+  C                                   opens to cmd/croft-gpuprobe                          # everything else is static, CGO_ENABLED=0
+  internal/rig                        opens to cmd/croft internal/vmtest tests             # test support; croft vm is a feature made of it
+  internal/vmtest                     opens to tests                                       # test support
+  firmware/esp/crashtest              opens to internal/vmtest/* tests                     # test support
+  fleet/fleettest                     opens to cmd/croft tests                             # test support; the box simulator is a feature of croft
+  chain/chaintest                     opens to tests                                       # test support
+  chain/npmpeer                       opens to tests                                       # test support
+  chain/tenant/gatewaystub            opens to tests                                       # test support
+  os/exec                             opens to images/build images/gokrazy/init hwtest/... chain/npmpeer cmd/... firmware/perm internal/rig internal/tools/protogen internal/vmtest tests # a box has no shell: what runs a program is named here
+`
