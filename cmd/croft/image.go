@@ -1,0 +1,273 @@
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/croft-cloud/croft"
+	"github.com/croft-cloud/croft/firmware/boards"
+	"github.com/croft-cloud/croft/images/build"
+	"github.com/croft-cloud/croft/images/media"
+)
+
+func newImageCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "image", Short: "Build, inspect and write disk images", Args: noCommand, RunE: help}
+	cmd.AddCommand(newImageBuildCommand(), newImageInspectCommand(), newImageWriteCommand())
+	return cmd
+}
+
+func newImageBuildCommand() *cobra.Command {
+	var board, version string
+	var opts build.Options
+	cmd := &cobra.Command{
+		Use:   "build",
+		Short: "Build the disk image of a board from this repository",
+		Long: `Build the disk image of a board from this repository.
+
+Makes a disk image, the root and the kernel image in it, a manifest with the
+digest of everything, and an SBOM. Nothing in the output folder changes before
+all of them are complete. Downloads the kernel once; needs 2 GiB of free space.`,
+		Example: `  croft image build
+  croft image build --board uefi-x86 --version 1.4.0 --out /srv/releases/1.4.0`,
+		Args: exactArgs(0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var err error
+			if opts.Board, err = boards.Get(board); err != nil {
+				return err
+			}
+			opts.Version = croft.Version(version)
+			steps := newSteps(cmd.ErrOrStderr())
+			opts.Progress = steps.begin
+			result, err := build.Build(cmd.Context(), opts)
+			steps.end(err)
+			if err != nil {
+				return err
+			}
+			out := cmd.OutOrStdout()
+			for _, a := range result.Release.Artifacts {
+				fmt.Fprintf(out, "%s  %s\n", a.SHA256, filepath.Join(opts.Out, a.Name))
+			}
+			fmt.Fprintf(out, "version %s for %s; try it: croft vm run %s\n", result.Release.Version, board, filepath.Join(opts.Out, filepath.Base(result.Image)))
+			return nil
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&board, "board", "uefi-x86", "hardware model: "+strings.Join(boards.Names(), ", "))
+	f.StringVar(&opts.Out, "out", "build", "folder for the results")
+	f.StringVar(&opts.Source, "source", ".", "root folder of croft's source")
+	f.StringVar(&opts.Cache, "cache", "", "folder for downloads (default: cache below --out)")
+	f.StringVar(&version, "version", "", "name of the release (default: from the commit)")
+	complete := func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+		return boards.Names(), cobra.ShellCompDirectiveNoFileComp
+	}
+	if err := cmd.RegisterFlagCompletionFunc("board", complete); err != nil {
+		panic(err) // there is no such flag: a mistake above
+	}
+	return cmd
+}
+
+// steps prints what is being done and how long each step took; on a step of
+// more than five seconds it shows that time goes by.
+type steps struct {
+	w       io.Writer
+	current string
+	started time.Time
+	done    chan struct{} // closed to end the signs of life; nil when there are none
+	quiet   chan struct{} // closed when they have ended
+}
+
+func newSteps(w io.Writer) *steps { return &steps{w: w} }
+
+func (s *steps) begin(step string) {
+	s.end(nil)
+	s.current = step
+	fmt.Fprintf(s.w, "%s …\n", step)
+	s.watch(step)
+}
+
+// watch prints a sign of life every five seconds until stop.
+func (s *steps) watch(step string) {
+	s.started, s.done, s.quiet = time.Now(), make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(s.quiet)
+		tick := time.NewTicker(5 * time.Second)
+		defer tick.Stop()
+		for {
+			select {
+			case <-s.done:
+				return
+			case <-tick.C:
+				fmt.Fprintf(s.w, "    … %s, %d s\n", step, int(time.Since(s.started).Seconds()))
+			}
+		}
+	}()
+}
+
+func (s *steps) stop() {
+	close(s.done)
+	<-s.quiet
+}
+
+func (s *steps) end(err error) {
+	if s.current == "" {
+		return
+	}
+	s.stop()
+	if err == nil {
+		fmt.Fprintf(s.w, "    done in %.1f s\n", time.Since(s.started).Seconds())
+	}
+	s.current = ""
+}
+
+func newImageInspectCommand() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "inspect FILE",
+		Short: "Explain a disk image, or a disk, to a person",
+		Long: `Explain a disk image, or a disk, to a person: its partitions, what would boot
+first, and what is wrong with it. Only reads.`,
+		Example: `  croft image inspect build/croft-uefi-x86.img
+  sudo croft image inspect --json /dev/sdX`,
+		Args: exactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			about, err := media.Inspect(args[0])
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				enc := json.NewEncoder(cmd.OutOrStdout())
+				enc.SetIndent("", "  ")
+				return enc.Encode(about)
+			}
+			_, err = io.WriteString(cmd.OutOrStdout(), about.Text())
+			return err
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "answer in JSON")
+	return cmd
+}
+
+func newImageWriteCommand() *cobra.Command {
+	var image string
+	var yes bool
+	cmd := &cobra.Command{
+		Use:   "write DEVICE",
+		Short: "Write an image to a disk, after asking",
+		Long: `Write an image to a disk, after asking.
+
+Refuses a disk that is mounted, in use, holds the running system or is too
+small. What was on the disk is lost; what the image does not cover is not wiped,
+though. All that is written is read back. The partition table comes last: a
+writing that was stopped leaves a disk that does not boot, never half a box.`,
+		Example: `  lsblk --nodeps --output NAME,SIZE,MODEL     # which disk is it?
+  sudo croft image write /dev/sdX
+  sudo croft image write --yes --image build/croft-uefi-x86.img /dev/sdX`,
+		Args: exactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			job, err := media.Prepare(image, args[0])
+			if err != nil {
+				return err
+			}
+			defer job.Close()
+			fmt.Fprintf(cmd.ErrOrStderr(), "%s\n", job)
+			if !yes {
+				if err := confirm(cmd, job.Name()); err != nil {
+					return err
+				}
+			}
+			show := progress{w: cmd.ErrOrStderr(), overwrite: isTerminal(cmd.ErrOrStderr())}
+			if err := job.Write(cmd.Context(), show.show); err != nil {
+				show.breakLine()
+				return err
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "%s carries the image; put it into the box and switch it on\n", args[0])
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&image, "image", "build/croft-uefi-x86.img", "the image to write")
+	cmd.Flags().BoolVar(&yes, "yes", false, "do not ask")
+	return cmd
+}
+
+// confirm asks for the name of the disk that is to be overwritten.
+func confirm(cmd *cobra.Command, name string) error {
+	fmt.Fprintf(cmd.ErrOrStderr(), "Everything on it will be lost. Type the name of the disk (%s) to go on: ", name)
+	answer := make(chan string, 1)
+	go func() { // ends with the program: reading from a terminal cannot be stopped
+		line, _ := bufio.NewReader(cmd.InOrStdin()).ReadString('\n')
+		answer <- line
+	}()
+	var line string
+	select {
+	case line = <-answer:
+	case <-cmd.Context().Done():
+	}
+	if strings.TrimSpace(line) == name {
+		return nil
+	}
+	if !strings.HasSuffix(line, "\n") {
+		fmt.Fprintln(cmd.ErrOrStderr())
+	}
+	return &croft.Error{Kind: croft.KindRefused, Err: errors.New("nothing was written"), Remedy: "type exactly " + name + ", or pass --yes"}
+}
+
+// progress prints how far something is, once a second and at the end.
+type progress struct {
+	w         io.Writer
+	overwrite bool // each line over the last one, on a terminal
+
+	phase string
+	begin time.Time // of the phase
+	last  time.Time
+	open  bool // the cursor stands in a line
+}
+
+func (p *progress) show(phase string, done, total int64) {
+	now := time.Now()
+	if phase != p.phase {
+		p.phase, p.begin, p.last = phase, now, now
+	}
+	if done < total && now.Sub(p.last) < time.Second {
+		return
+	}
+	p.last = now
+	line := fmt.Sprintf("%s: %3d %% of %d MiB", phase, done*100/max(total, 1), total>>20)
+	if took := now.Sub(p.begin); took >= time.Second {
+		line += fmt.Sprintf(", %.0f MiB/s", float64(done>>20)/took.Seconds())
+	}
+	if p.overwrite {
+		fmt.Fprintf(p.w, "\r%-60s", line)
+		p.open = true
+	} else {
+		fmt.Fprintln(p.w, line)
+	}
+	if done == total {
+		p.breakLine()
+	}
+}
+
+func (p *progress) breakLine() {
+	if p.open {
+		fmt.Fprintln(p.w)
+		p.open = false
+	}
+}
+
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	return err == nil
+}
