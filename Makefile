@@ -20,11 +20,12 @@ setup: ## install what a bare Debian 12 lacks
 demo: setup ## build the image, boot it in QEMU, print the owner page's address (CHECK=1: leave when seen)
 	$(CROFT) demo $(if $(CHECK),--check)
 
-test: setup ## all that CI runs: unit, law, integration, vm; goes on after a failure and names it
-	@failed=; for part in unit law integration vm; do \
-		echo "== $$part"; $(MAKE) --no-print-directory $$part || failed="$$failed $$part"; \
+test: setup ## all that CI runs: unit, law, integration, vm; goes on after a failure and names it at the end
+	@mkdir -p build; failed=; for part in unit law integration vm; do \
+		echo "== $$part"; $(MAKE) --no-print-directory $$part 2>&1 | tee build/test-$$part.log || failed="$$failed $$part"; \
 	done; \
-	if [ -n "$$failed" ]; then echo "== failed:$$failed"; exit 1; fi; echo "== all parts passed"
+	for part in $$failed; do grep -hE '^ *--- FAIL|^panic: |_test\.go:[0-9]+: |^FAIL.+/' build/test-$$part.log | cut -c 1-300 | head -n 12 || true; done; \
+	if [ -n "$$failed" ]; then echo "== failed:$$failed; all they said is in build/test-*.log"; exit 1; fi; echo "== all parts passed"
 
 build: ## build every program into build/
 	go build -trimpath -o build/ ./cmd/...
@@ -55,7 +56,7 @@ integration: ## tests with real neighbours (build tag integration)
 	cd images/gokrazy && go test -count=1 ./...
 
 vm: ## boot, faults, power cuts and slots in QEMU (build tag vm)
-	go test -tags vm -count=1 -timeout 40m -p 1 -v ./internal/rig/... ./internal/vmtest/...
+	go test -tags vm -count=1 -timeout 70m -p 1 -parallel 2 -v ./internal/rig/... ./internal/vmtest/...
 
 bench: ## benchmarks, in QEMU too; docs/benchmarks.md holds the figures
 	go test -tags vm -run '^$$' -bench . -benchmem -timeout 40m -p 1 ./...

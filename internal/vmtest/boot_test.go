@@ -11,6 +11,7 @@ import (
 )
 
 func TestFirstBoot(t *testing.T) {
+	t.Parallel()
 	for _, tc := range []struct {
 		name string
 		settings
@@ -22,6 +23,7 @@ func TestFirstBoot(t *testing.T) {
 		{"USB disk and a TPM", settings{bus: rig.BusUSB, tpm: true, size: 6 << 30}, 1 << 30},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
 			b := newBox(t, tc.settings)
 			b.powerOn()
 			s := b.waitConfirmed()

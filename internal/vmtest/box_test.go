@@ -293,6 +293,8 @@ func (b *box) flip(offset int64) {
 // was shut down. The first test that needs it makes it.
 func confirmed(t testing.TB) string {
 	t.Helper()
+	releases.mu.Lock()
+	defer releases.mu.Unlock()
 	if releases.image == "" {
 		b := newBox(t, settings{size: 6 << 30})
 		b.powerOn()

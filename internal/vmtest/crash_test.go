@@ -104,6 +104,7 @@ var scripts = []script{
 // state that a power cut can leave: does it boot? Then it gives the kernel the
 // oddest of these states and has it install once more.
 func TestPowerCutsWithTheKernelsDriver(t *testing.T) {
+	t.Parallel()
 	small := newSmallSystem(t)
 	total := 0
 	var damaged []script
@@ -139,6 +140,7 @@ func TestPowerCutsWithTheKernelsDriver(t *testing.T) {
 // firmware's FAT driver, with which systemd-boot counts a try. On a new box that
 // rename is of the only file that boots.
 func TestPowerCutsWithTheFirmwaresDriver(t *testing.T) {
+	t.Parallel()
 	var known crashtest.Known
 	for _, path := range []string{releases.good.UKI, releases.test.UKI} {
 		content, err := os.ReadFile(path)
@@ -174,6 +176,7 @@ func TestPowerCutsWithTheFirmwaresDriver(t *testing.T) {
 		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
 			dir := t.TempDir()
 			log := filepath.Join(dir, "writes.log")
 			b := newBox(t, settings{from: tc.from, disk: func(d *rig.Disk) { d.LogWrites = log }})

@@ -15,6 +15,7 @@ const panicInit = "./internal/rig/faulty/panicinit"
 // TestBadReleaseIsGivenUp stages a release with one fault in slot B and wants
 // the box back in slot A, with the cause on its page.
 func TestBadReleaseIsGivenUp(t *testing.T) {
+	t.Parallel()
 	base := confirmed(t)
 	for _, tc := range []struct {
 		name  string
@@ -24,8 +25,9 @@ func TestBadReleaseIsGivenUp(t *testing.T) {
 		cause []string
 	}{
 		{
-			name:  "its first program panics",
+			name:  "its first program panics, at each of its tries",
 			uki:   func(t *testing.T) string { return uki(t, panicInit, "panic=1") },
+			entry: "croft_0002_b_1.1.0+3.efi",
 			cause: []string{"kernel or first program failed before storage was ready"},
 		},
 		{
@@ -62,13 +64,14 @@ func TestBadReleaseIsGivenUp(t *testing.T) {
 		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
 			b := newBox(t, settings{from: base})
 			boot := releases.test.UKI
 			if tc.uki != nil {
 				boot = tc.uki(t)
 			}
 			if tc.entry == "" {
-				tc.entry = "croft_0002_b_1.1.0+3.efi"
+				tc.entry = "croft_0002_b_1.1.0+1-2.efi" // its last try
 			}
 			b.stage(releases.test.Root, boot, tc.entry)
 			if tc.spoil != nil {
@@ -91,6 +94,7 @@ func TestBadReleaseIsGivenUp(t *testing.T) {
 // TestDamagedConfirmedSlotIsLeft damages slot B long after it was confirmed. No
 // counter protects it any more, and yet the box comes back in slot A.
 func TestDamagedConfirmedSlotIsLeft(t *testing.T) {
+	t.Parallel()
 	base := confirmed(t)
 	const entry = "croft_0002_b_1.1.0.efi"
 	for _, tc := range []struct {
@@ -103,6 +107,7 @@ func TestDamagedConfirmedSlotIsLeft(t *testing.T) {
 		{"a byte of its root has flipped", releases.test.UKI, true, "root"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
 			b := newBox(t, settings{from: base})
 			b.stage(releases.test.Root, tc.uki, entry)
 			if tc.flip {
@@ -123,16 +128,20 @@ func TestDamagedConfirmedSlotIsLeft(t *testing.T) {
 // TestGoodReleaseIsKept stages a healthy release, newer and older than the one
 // that runs.
 func TestGoodReleaseIsKept(t *testing.T) {
+	t.Parallel()
 	base := confirmed(t)
-	for _, entry := range []string{"croft_0002_b_1.1.0+3.efi", "croft_0002_b_0.9.0+3.efi"} {
-		b := newBox(t, settings{from: base})
-		b.stage(releases.test.Root, releases.test.UKI, entry)
-		b.powerOn()
-		if s := b.waitConfirmed(); s.Slot != croft.SlotB {
-			t.Errorf("with %s the box runs slot %s, want b", entry, s.Slot)
-		}
-		b.wantState(croft.SlotB, slot.Confirmed)
-		b.wantState(croft.SlotA, slot.Confirmed)
-		b.shutDown()
+	for name, entry := range map[string]string{"newer": "croft_0002_b_1.1.0+3.efi", "older": "croft_0002_b_0.9.0+3.efi"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := newBox(t, settings{from: base})
+			b.stage(releases.test.Root, releases.test.UKI, entry)
+			b.powerOn()
+			if s := b.waitConfirmed(); s.Slot != croft.SlotB {
+				t.Errorf("with %s the box runs slot %s, want b", entry, s.Slot)
+			}
+			b.wantState(croft.SlotB, slot.Confirmed)
+			b.wantState(croft.SlotA, slot.Confirmed)
+			b.shutDown()
+		})
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -21,7 +22,9 @@ var releases struct {
 	dir   string       // where they are
 	good  build.Result // version 1.0.0: what is sold
 	test  build.Result // version 1.1.0: the same with the saboteur in its root
-	image string       // disk of a box that has confirmed 1.0.0 in slot A, at rest
+
+	mu    sync.Mutex
+	image string // guarded by mu; disk of a box that has confirmed 1.0.0 in slot A, at rest
 }
 
 // repository is the root of the source, seen from this package.
@@ -81,8 +84,8 @@ func uki(t *testing.T, init string, arguments ...string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	opts := options(board, "1.1.0", "uki-"+filepath.Base(t.TempDir()))
-	opts.Init, opts.Arguments = init, arguments
+	opts := options(board, "1.1.0", "")
+	opts.Out, opts.Init, opts.Arguments = t.TempDir(), init, arguments
 	path := filepath.Join(t.TempDir(), "test.efi")
 	if err := build.UKI(t.Context(), opts, releases.test.Release, path); err != nil {
 		t.Fatal(err)

@@ -11,6 +11,7 @@ import (
 // TestOnlyTheOwnerPageAnswers scans every TCP port of the box from its own
 // network.
 func TestOnlyTheOwnerPageAnswers(t *testing.T) {
+	t.Parallel()
 	lan, err := rig.NewLAN()
 	if err != nil {
 		t.Fatal(err)

@@ -20,6 +20,7 @@ import (
 // TestBoxBootsWithAnyPerm spoils /perm of a settled box and wants it to boot
 // and to say on its page what it found.
 func TestBoxBootsWithAnyPerm(t *testing.T) {
+	t.Parallel()
 	base := confirmed(t)
 	for _, tc := range []struct {
 		name    string
@@ -33,6 +34,7 @@ func TestBoxBootsWithAnyPerm(t *testing.T) {
 		{"read-only", makeReadOnly, "cannot be written", "cannot be written"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
 			b := newBox(t, settings{from: base})
 			tc.spoil(t, b.disk)
 			b.powerOn()

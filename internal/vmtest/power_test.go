@@ -13,6 +13,7 @@ import (
 // TestPowerCutCostsAtMostOneTry pulls the plug at ten moments of a trial boot,
 // from the firmware to the confirmation. Two of the ten are booted again.
 func TestPowerCutCostsAtMostOneTry(t *testing.T) {
+	t.Parallel()
 	base := confirmed(t)
 	const entry = "croft_0002_b_1.1.0+3.efi"
 
@@ -58,6 +59,7 @@ func TestPowerCutCostsAtMostOneTry(t *testing.T) {
 // TestCleanShutdownGivesTheTryBack presses the power button in the middle of a
 // trial that would not end well.
 func TestCleanShutdownGivesTheTryBack(t *testing.T) {
+	t.Parallel()
 	b := newBox(t, settings{from: confirmed(t)})
 	b.stage(releases.test.Root, uki(t, "", "saboteur=port"), "croft_0002_b_1.1.0+3.efi")
 	b.powerOn()

@@ -14,6 +14,7 @@ import (
 // TestTheBootedTwinWins gives the box a second disk with the same image, so the
 // same GUIDs. The disk the firmware booted is used, the other left as it was.
 func TestTheBootedTwinWins(t *testing.T) {
+	t.Parallel()
 	for _, tc := range []struct {
 		name         string
 		booted, twin rig.Bus
@@ -23,6 +24,7 @@ func TestTheBootedTwinWins(t *testing.T) {
 		{"second port of the same AHCI controller", rig.BusAHCI, rig.BusAHCI},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
 			twin := filepath.Join(t.TempDir(), "twin.img")
 			copySparse(t, twin, releases.good.Image)
 			b := newBox(t, settings{bus: tc.booted, config: func(c *rig.Config) {
