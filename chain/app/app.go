@@ -29,6 +29,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"sync"
 
 	abci "github.com/cometbft/cometbft/abci/types"
@@ -100,8 +101,10 @@ type Options struct {
 	Version      string    // this program's version, shown by discovery; default "devel"
 	Upgrades     []Upgrade // default [Upgrades]; replaced by tests alone
 
-	// Base are baseapp options of the node: pruning, snapshots, retention.
+	// Base are baseapp options of the node: pruning, retention.
 	Base []func(*baseapp.BaseApp)
+	// Snapshots for state sync; default: none are taken.
+	Snapshots Snapshots
 }
 
 // App is one chain's state machine. It answers ABCI calls; it starts nothing.
@@ -119,6 +122,8 @@ type App struct {
 	basics   module.BasicManager
 	services module.Configurator
 	close    func() error // of baseapp, once
+
+	snapshots *snapshotter
 }
 
 var _ servertypes.Application = (*App)(nil)
@@ -157,6 +162,10 @@ func New(logger log.Logger, db dbm.DB, options Options) (*App, error) {
 		return nil, fmt.Errorf("make transaction config: %w", err)
 	}
 
+	snapshots := &snapshotter{Snapshots: options.Snapshots}
+	if snapshots.Store != nil {
+		options.Base = append(slices.Clip(options.Base), snapshots.option)
+	}
 	base := baseapp.NewBaseApp(Name, logger, db, txConfig.TxDecoder(), append([]func(*baseapp.BaseApp){
 		baseapp.SetChainID(options.ChainID),
 		baseapp.SetMinGasPrices(options.MinGasPrices),
@@ -176,6 +185,8 @@ func New(logger log.Logger, db dbm.DB, options Options) (*App, error) {
 		txConfig: txConfig,
 		keys:     storetypes.NewKVStoreKeys(storeKeys()...),
 		close:    sync.OnceValue(base.Close),
+
+		snapshots: snapshots,
 	}
 	if err := a.wire(); err != nil {
 		return nil, err
@@ -233,8 +244,10 @@ func (a *App) DefaultGenesis() map[string]json.RawMessage {
 	return a.defaultGenesis()
 }
 
-// Close closes the database and the snapshots. It may be called more than once.
+// Close waits for a snapshot that is being taken and closes the database and the
+// snapshots. No block may be committed any more. It may be called more than once.
 func (a *App) Close() error {
+	a.snapshots.running.Wait()
 	return a.close()
 }
 

@@ -31,7 +31,6 @@ import (
 	"github.com/cosmos/cosmos-sdk/server"
 	pruningtypes "github.com/cosmos/cosmos-sdk/store/v2/pruning/types"
 	"github.com/cosmos/cosmos-sdk/store/v2/snapshots"
-	snapshottypes "github.com/cosmos/cosmos-sdk/store/v2/snapshots/types"
 	sdk "github.com/cosmos/cosmos-sdk/types"
 
 	"github.com/croft-cloud/croft"
@@ -357,7 +356,7 @@ func (c NodeConfig) localGenesis(accounts map[string]LocalAccount, key ed25519.P
 
 // openApp opens the application's database, its snapshots and the application.
 func (n *Node) openApp(doc *cmttypes.GenesisDoc) (*App, error) {
-	base, err := n.baseOptions()
+	offered, err := n.openSnapshots()
 	if err != nil {
 		return nil, err
 	}
@@ -365,15 +364,16 @@ func (n *Node) openApp(doc *cmttypes.GenesisDoc) (*App, error) {
 		ChainID:      doc.ChainID,
 		MinGasPrices: n.cfg.MinGasPrices,
 		Version:      n.cfg.Version,
-		Base:         base,
+		Base:         n.baseOptions(),
+		Snapshots:    offered,
 	})
 }
 
 // keepSnapshots is how many snapshots a node offers to others.
 const keepSnapshots = 2
 
-// baseOptions say what the node keeps: states, blocks, snapshots.
-func (n *Node) baseOptions() ([]func(*baseapp.BaseApp), error) {
+// baseOptions say what the node keeps: states and blocks.
+func (n *Node) baseOptions() []func(*baseapp.BaseApp) {
 	// States are dropped in the commit that makes them superfluous, not by a
 	// goroutine that may outlive the database.
 	options := []func(*baseapp.BaseApp){baseapp.SetIAVLSyncPruning(true)}
@@ -382,25 +382,31 @@ func (n *Node) baseOptions() ([]func(*baseapp.BaseApp), error) {
 	} else {
 		options = append(options, baseapp.SetPruning(pruningtypes.NewPruningOptions(pruningtypes.PruningNothing)))
 	}
-	if n.cfg.RetainBlocks > 0 {
-		options = append(options, baseapp.SetMinRetainBlocks(uint64(n.cfg.RetainBlocks)))
+	if n.cfg.RetainBlocks > 0 { // whoever restores a snapshot goes on with the blocks after it
+		retain := max(n.cfg.RetainBlocks, n.cfg.SnapshotInterval*keepSnapshots)
+		options = append(options, baseapp.SetMinRetainBlocks(uint64(retain)))
 	}
+	return options
+}
+
+// openSnapshots opens the store of the snapshots that the node takes, if any.
+func (n *Node) openSnapshots() (Snapshots, error) {
 	if n.cfg.SnapshotInterval <= 0 {
-		return options, nil
+		return Snapshots{}, nil
 	}
 	dir := filepath.Join(n.cfg.Home.data(), "snapshots")
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("open snapshots: %w", err)
+		return Snapshots{}, fmt.Errorf("open snapshots: %w", err)
 	}
 	db, err := dbm.NewGoLevelDB("metadata", dir, nil)
 	if err != nil {
-		return nil, n.cfg.Home.inUse(fmt.Errorf("open snapshots: %w", err))
+		return Snapshots{}, n.cfg.Home.inUse(fmt.Errorf("open snapshots: %w", err))
 	}
 	store, err := snapshots.NewStore(db, dir)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("open snapshots: %w", err), db.Close())
+		return Snapshots{}, errors.Join(fmt.Errorf("open snapshots: %w", err), db.Close())
 	}
-	return append(options, baseapp.SetSnapshot(store, snapshottypes.NewSnapshotOptions(uint64(n.cfg.SnapshotInterval), keepSnapshots))), nil
+	return Snapshots{Store: store, Every: n.cfg.SnapshotInterval, Keep: keepSnapshots}, nil
 }
 
 func (n *Node) cometConfig(ctx context.Context, self p2p.ID) (*cmtconfig.Config, error) {
