@@ -29,7 +29,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"slices"
 	"sync"
 
 	abci "github.com/cometbft/cometbft/abci/types"
@@ -56,6 +55,8 @@ import (
 	"github.com/cosmos/cosmos-sdk/types/msgservice"
 	authtx "github.com/cosmos/cosmos-sdk/x/auth/tx"
 	txsigning "github.com/cosmos/cosmos-sdk/x/tx/signing"
+
+	"github.com/croft-cloud/croft/chain/cometnode"
 )
 
 // Name is the application's name in CometBFT's handshake.
@@ -104,7 +105,7 @@ type Options struct {
 	// Base are baseapp options of the node: pruning, retention.
 	Base []func(*baseapp.BaseApp)
 	// Snapshots for state sync; default: none are taken.
-	Snapshots Snapshots
+	Snapshots *cometnode.Snapshots
 }
 
 // App is one chain's state machine. It answers ABCI calls; it starts nothing.
@@ -122,8 +123,6 @@ type App struct {
 	basics   module.BasicManager
 	services module.Configurator
 	close    func() error // of baseapp, once
-
-	snapshots *snapshotter
 }
 
 var _ servertypes.Application = (*App)(nil)
@@ -162,15 +161,12 @@ func New(logger log.Logger, db dbm.DB, options Options) (*App, error) {
 		return nil, fmt.Errorf("make transaction config: %w", err)
 	}
 
-	snapshots := &snapshotter{Snapshots: options.Snapshots}
-	if snapshots.Store != nil {
-		options.Base = append(slices.Clip(options.Base), snapshots.option)
-	}
 	base := baseapp.NewBaseApp(Name, logger, db, txConfig.TxDecoder(), append([]func(*baseapp.BaseApp){
 		baseapp.SetChainID(options.ChainID),
 		baseapp.SetMinGasPrices(options.MinGasPrices),
 		baseapp.EnableBlockGasMeter(),
 		baseapp.SetQueryGasLimit(queryGas),
+		options.Snapshots.Option,
 	}, options.Base...)...)
 	base.SetVersion(options.Version)
 	base.SetInterfaceRegistry(registry)
@@ -185,8 +181,6 @@ func New(logger log.Logger, db dbm.DB, options Options) (*App, error) {
 		txConfig: txConfig,
 		keys:     storetypes.NewKVStoreKeys(storeKeys()...),
 		close:    sync.OnceValue(base.Close),
-
-		snapshots: snapshots,
 	}
 	if err := a.wire(); err != nil {
 		return nil, err
@@ -247,8 +241,17 @@ func (a *App) DefaultGenesis() map[string]json.RawMessage {
 // Close waits for a snapshot that is being taken and closes the database and the
 // snapshots. No block may be committed any more. It may be called more than once.
 func (a *App) Close() error {
-	a.snapshots.running.Wait()
+	a.options.Snapshots.Wait()
 	return a.close()
+}
+
+// Commit stores the block's state, and takes a snapshot of it now and then.
+func (a *App) Commit() (*abci.ResponseCommit, error) {
+	resp, err := a.BaseApp.Commit()
+	if err == nil {
+		a.options.Snapshots.Take(a.BaseApp)
+	}
+	return resp, err
 }
 
 func (a *App) initChain(ctx sdk.Context, req *abci.RequestInitChain) (*abci.ResponseInitChain, error) {

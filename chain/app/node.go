@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -24,13 +23,11 @@ import (
 	"github.com/cometbft/cometbft/state"
 	"github.com/cometbft/cometbft/statesync"
 	cmttypes "github.com/cometbft/cometbft/types"
-	dbm "github.com/cosmos/cosmos-db"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/cosmos/cosmos-sdk/baseapp"
 	"github.com/cosmos/cosmos-sdk/server"
 	pruningtypes "github.com/cosmos/cosmos-sdk/store/v2/pruning/types"
-	"github.com/cosmos/cosmos-sdk/store/v2/snapshots"
 	sdk "github.com/cosmos/cosmos-sdk/types"
 
 	"github.com/croft-cloud/croft"
@@ -356,9 +353,12 @@ func (c NodeConfig) localGenesis(accounts map[string]LocalAccount, key ed25519.P
 
 // openApp opens the application's database, its snapshots and the application.
 func (n *Node) openApp(doc *cmttypes.GenesisDoc) (*App, error) {
-	offered, err := n.openSnapshots()
-	if err != nil {
-		return nil, err
+	var offered *cometnode.Snapshots
+	if n.cfg.SnapshotInterval > 0 {
+		var err error
+		if offered, err = cometnode.OpenSnapshots(filepath.Join(n.cfg.Home.data(), "snapshots"), n.cfg.SnapshotInterval, keepSnapshots); err != nil {
+			return nil, n.cfg.Home.inUse(err)
+		}
 	}
 	return n.cfg.Home.open(n.libraryLog(), Options{
 		ChainID:      doc.ChainID,
@@ -387,26 +387,6 @@ func (n *Node) baseOptions() []func(*baseapp.BaseApp) {
 		options = append(options, baseapp.SetMinRetainBlocks(uint64(retain)))
 	}
 	return options
-}
-
-// openSnapshots opens the store of the snapshots that the node takes, if any.
-func (n *Node) openSnapshots() (Snapshots, error) {
-	if n.cfg.SnapshotInterval <= 0 {
-		return Snapshots{}, nil
-	}
-	dir := filepath.Join(n.cfg.Home.data(), "snapshots")
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return Snapshots{}, fmt.Errorf("open snapshots: %w", err)
-	}
-	db, err := dbm.NewGoLevelDB("metadata", dir, nil)
-	if err != nil {
-		return Snapshots{}, n.cfg.Home.inUse(fmt.Errorf("open snapshots: %w", err))
-	}
-	store, err := snapshots.NewStore(db, dir)
-	if err != nil {
-		return Snapshots{}, errors.Join(fmt.Errorf("open snapshots: %w", err), db.Close())
-	}
-	return Snapshots{Store: store, Every: n.cfg.SnapshotInterval, Keep: keepSnapshots}, nil
 }
 
 func (n *Node) cometConfig(ctx context.Context, self p2p.ID) (*cmtconfig.Config, error) {

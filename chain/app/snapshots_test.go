@@ -8,6 +8,7 @@ import (
 
 	"github.com/croft-cloud/croft/chain/app"
 	"github.com/croft-cloud/croft/chain/chaintest"
+	"github.com/croft-cloud/croft/chain/cometnode"
 )
 
 // TestANodeStopsWhileItTakesASnapshot closes the application right after the
@@ -20,6 +21,17 @@ func TestANodeStopsWhileItTakesASnapshot(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		offered, err := cometnode.OpenSnapshots(dir, 5, 2)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a := chaintest.NewApp(t, chaintest.Config{DB: db, Doc: genesis, Options: app.Options{Snapshots: offered}})
+		for a.LastBlockHeight() < 5 {
+			a.NextBlock()
+		}
+		if err := a.Close(); err != nil {
+			t.Error(err)
+		}
 		metadata, err := dbm.NewGoLevelDB("metadata", dir, nil)
 		if err != nil {
 			t.Fatal(err)
@@ -28,28 +40,11 @@ func TestANodeStopsWhileItTakesASnapshot(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		a := chaintest.NewApp(t, chaintest.Config{
-			DB: db, Doc: genesis,
-			Options: app.Options{Snapshots: app.Snapshots{Store: store, Every: 5, Keep: 2}},
-		})
-		for a.LastBlockHeight() < 5 {
-			a.NextBlock()
-		}
-		if err := a.Close(); err != nil {
-			t.Error(err)
-		}
-		reopened, err := dbm.NewGoLevelDB("metadata", dir, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if store, err = snapshots.NewStore(reopened, dir); err != nil {
-			t.Fatal(err)
-		}
 		all, err := store.List()
 		if err != nil || len(all) != 1 || all[0].Height != 5 {
 			t.Errorf("kept snapshots %v (%v), want that of height 5", all, err)
 		}
-		if err := reopened.Close(); err != nil {
+		if err := metadata.Close(); err != nil {
 			t.Error(err)
 		}
 	}

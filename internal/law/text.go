@@ -48,7 +48,7 @@ floors: a package imports lower floors only
   4  chain/client             sign, broadcast, query, watch; the one door to a chain
   3  chain/keystore           a tenant's keys in files, encrypted when they wish
   3  chain/credential         certificates and tokens with which tenant and provider know each other
-  3  chain/cometnode          what a program needs around CometBFT: keys, databases, log, watchdog
+  3  chain/cometnode          what a program needs around CometBFT: keys, databases, snapshots, log, watchdog
   3  chain/x/*                keepers and rules, one folder per module
   4  chain/app                wires the modules into one chain, and runs a node of it
   5  chain/tenant/gatewayclient a provider's gateway as its tenants speak to it
