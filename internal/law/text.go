@@ -58,16 +58,24 @@ floors: a package imports lower floors only
   3  agent/journal            crash-safe local state on /perm
   3  agent/identity           device key and certificate
   4  agent/inventory          CPU, memory, disk and board facts from /proc and /sys
-  4  agent/market             order → bid → lease: the provider's state machine
-  4  agent/workload           lease → running → settled: the workload's state machine
-  4  agent/sandbox            the one door to containerd and runsc
-  4  agent/network            routed veth, nftables, shaping, byte counters
-  4  agent/gateway            the provider gateway: REST, websockets, gRPC status
-  4  agent/ingress            hosts and ports of a lease → its containers, through the relay
+  4  agent/lease              the words the workers share about leases
+  4  agent/offer              what the box asks for an order, and why it makes no offer
+  5  agent/bidding            order → bid → lease: the provider's state machine
+  5  agent/blueprint          a manifest as replicas, and the next step towards them
+  5  agent/diary              the numbered events of one lease
+  5  agent/ocispec            OCI references and images, and the spec a sandbox is made from
+  5  agent/replicalog         what a replica has said, across rotated files
+  6  agent/workload           lease → running → settled: the workload's state machine
+  6  agent/sandbox            the one door to containerd and runsc
+  5  agent/leasedisk          one encrypted disk image per lease
+  5  agent/network/firewall   who may reach whom, as rules of nftables
+  6  agent/network            routed veth, nftables, shaping, byte counters
+  5  agent/gateway            the provider gateway: REST, websockets, gRPC status
+  5  agent/ingress            hosts and ports of a lease → its containers, through the relay
   4  agent/telemetry          sampling, spool, publication
   4  agent/update             install, trial boot, confirm, roll back
   4  agent/ownerpage          the LAN status page and the HDMI screen
-  5  agent                    wires the workers above; starts, restarts and stops them
+  7  agent                    wires the workers above; starts, restarts and stops them
   2  relay/wire               tunnel frames and handshake
   3  relay                    server side (in the fleet) and client side (on the device)
   2  fleet/fleetapi           wire types, routes and client of the fleet API; MQTT topics and payloads
@@ -96,7 +104,7 @@ floors: a package imports lower floors only
   8  cmd/croft/chaincmd       the real client's verbs: tx, query, provider
   8  cmd/croft/tenantcmd      croft tenant
   9  cmd/croft                the command people type
-  7  cmd/croft-agent          the daemon on the box
+  8  cmd/croft-agent          the daemon on the box
   7  cmd/croft-init           the program in the initramfs
   7  cmd/croft-fleet          the service
   7  cmd/croft-chaind         the chain daemon
@@ -126,7 +134,10 @@ doors: a heavy library is imported by these alone ("tests" are all _test.go file
   github.com/google/go-tpm            opens to agent/identity                              # one owner of the device key
   github.com/pion/mdns                opens to agent/ownerpage                             # one answer on the owner's network
   github.com/spf13/cobra              opens to cmd/...                                     # flags and arguments end in cmd
-  github.com/containerd/containerd    opens to agent/sandbox                               # two thirds of the agent's foreign packages come with it
+  github.com/containerd/containerd    opens to agent/sandbox images/runtime/...            # two thirds of the agent's foreign packages come with it
+  github.com/vishvananda/netlink      opens to agent/network tests                         # one owner of links and addresses
+  github.com/google/nftables          opens to agent/network/... tests                     # one owner of the rules
+  github.com/hashicorp/yamux          opens to relay/wire                                  # one place knows how tunnels share a connection
   github.com/eclipse/paho.mqtt.golang opens to agent/telemetry fleet/ingest                # MQTT has one mouth and one ear
   github.com/theupdateframework/go-tuf opens to images/release                             # one place decides what a good release is
   modernc.org/sqlite                  opens to fleet/db                                    # contexts see database/sql, never an engine

@@ -19,9 +19,9 @@ import (
 
 // The releases every test works with, built once.
 var releases struct {
-	dir   string       // where they are
-	good  build.Result // version 1.0.0: what is sold
-	test  build.Result // version 1.1.0: the same with the saboteur in its root
+	dir  string       // where they are
+	good build.Result // version 1.0.0: what is sold
+	test build.Result // version 1.1.0: the same with the saboteur in its root
 
 	mu    sync.Mutex
 	image string // guarded by mu; disk of a box that has confirmed 1.0.0 in slot A, at rest
