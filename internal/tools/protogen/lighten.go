@@ -158,6 +158,9 @@ func goPackage(pkg string) string {
 	if parts[len(parts)-1] == "secp256k1" {
 		return "secp256k1v1"
 	}
+	if parts[0] == "k8s" {
+		return "quantityv1"
+	}
 	return strings.Join(parts, "")
 }
 

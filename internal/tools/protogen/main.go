@@ -139,7 +139,9 @@ func closure(files linker.Files) []*descriptorpb.FileDescriptorProto {
 func gogo(ctx context.Context, root string, files []string, set []*descriptorpb.FileDescriptorProto) error {
 	packages := make(map[string][]string) // go_package → files
 	for _, f := range set {
-		if slices.Contains(files, f.GetName()) {
+		// What the gateways of providers speak, the chain does not: those files name
+		// a package of chain/api.
+		if slices.Contains(files, f.GetName()) && strings.HasPrefix(f.GetOptions().GetGoPackage(), module+"/chain/gogo/") {
 			packages[f.GetOptions().GetGoPackage()] = append(packages[f.GetOptions().GetGoPackage()], f.GetName())
 		}
 	}
