@@ -1,0 +1,9 @@
+//go:build provider
+
+package bidding
+
+import "testing"
+
+func TestAHundredThousandRandomHistoriesKeepTheLedgerAndEveryLease(t *testing.T) {
+	interleave(t, 100_000)
+}

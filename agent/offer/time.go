@@ -1,0 +1,44 @@
+package offer
+
+import (
+	"math"
+	"math/big"
+	"time"
+
+	"github.com/croft-cloud/croft/chain/akash"
+	"github.com/croft-cloud/croft/chain/api/escrowtypesv1"
+)
+
+// MonthMinutes is how many minutes a month has: a twelfth of 365.25 days.
+const MonthMinutes = 43_830
+
+// UsualBlocks is how many blocks Akash's chain makes in a month; taken until
+// there are blocks to measure.
+const UsualBlocks = 429_909
+
+// MonthBlocks is how many blocks a chain makes in a month that took so long for
+// so many; at least 1.
+func MonthBlocks(blocks int64, took time.Duration) int64 {
+	n := new(big.Int).Mul(big.NewInt(blocks), big.NewInt(int64(MonthMinutes*time.Minute)))
+	return max(n.Quo(n, big.NewInt(int64(took))).Int64(), 1)
+}
+
+// PaidBlocks is for how many blocks from a height on a tenant's account pays a
+// price; below 0 if it is in debt, the largest number if that cannot be told.
+func PaidBlocks(escrow *escrowtypesv1.AccountState, price akash.Price, height int64) int64 {
+	rate := price.Amount.Atto()
+	if escrow == nil || rate.Sign() <= 0 {
+		return math.MaxInt64
+	}
+	blocks := new(big.Int)
+	for _, f := range escrow.GetFunds() {
+		if amount, err := akash.ParseWireDec(f.GetAmount()); err == nil && f.GetDenom() == price.Denom {
+			blocks.Quo(amount.Atto(), rate)
+		}
+	}
+	blocks.Sub(blocks, big.NewInt(max(height-escrow.GetSettledAt(), 0)))
+	if !blocks.IsInt64() && blocks.Sign() > 0 {
+		return math.MaxInt64
+	}
+	return blocks.Int64()
+}
