@@ -1,0 +1,283 @@
+package workload
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/croft-cloud/croft/agent/blueprint"
+	"github.com/croft-cloud/croft/agent/diary"
+	"github.com/croft-cloud/croft/agent/lease"
+	"github.com/croft-cloud/croft/chain/account"
+	"github.com/croft-cloud/croft/chain/akash"
+	"github.com/croft-cloud/croft/chain/sdl"
+	"github.com/croft-cloud/croft/internal/atomicfile"
+)
+
+// record is what the journal holds of a lease.
+type record struct {
+	Lease string            `json:"lease"`
+	Group string            `json:"group"`           // name of the group that runs under it
+	State blueprint.State   `json:"state"`           // Deploying or Closing; finer ones are found out
+	Hash  []byte            `json:"hash"`            // of the newest manifest, in canonical form
+	Hosts map[string]uint64 `json:"hosts,omitempty"` // host name → claim; the highest claim on the box has the host
+	Lent  int64             `json:"lent,omitempty"`  // bytes of memory, see Lender
+	blueprint.Plan
+}
+
+func (r record) clone() record {
+	r.Hosts, r.Plan = maps.Clone(r.Hosts), r.Plan.Clone()
+	return r
+}
+
+// Accept checks a manifest that a tenant sent for a deployment, stores it for
+// each lease of the deployment on this box, and returns; Run makes it so. The
+// manifest that is there already is accepted again and changes nothing.
+//
+// The checks and their order are those of Akash's providers. An error wraps one
+// of the reasons of agent/blueprint, or is none of the tenant's doing.
+func (w *Workloads) Accept(ctx context.Context, tenant account.Address, dseq uint64, raw []byte) error {
+	raw = bytes.Clone(raw)
+	manifest, hash, err := blueprint.Parse(raw)
+	if err != nil {
+		return err
+	}
+	active, err := w.await(ctx, tenant, dseq, manifest, hash)
+	if err != nil {
+		return err
+	}
+
+	w.turn.Lock()
+	defer w.turn.Unlock()
+	// All leases of the deployment are checked before anything is stored for any.
+	claims := map[lease.Key]map[string]uint64{}
+	parts := map[lease.Key]sdl.Group{}
+	for _, g := range active {
+		group := manifest[slices.IndexFunc(manifest, func(m sdl.Group) bool { return m.Name == g.group })]
+		key := lease.KeyOf(g.id)
+		if claims[key], err = w.names().Claim(g.id, group); err != nil {
+			return err
+		}
+		parts[key] = group
+	}
+	for _, g := range active {
+		key := lease.KeyOf(g.id)
+		if err := w.store(g.id, parts[key], claims[key], raw, hash); err != nil {
+			return fmt.Errorf("store manifest of lease %s: %w", g.id, err)
+		}
+	}
+	return nil
+}
+
+// granted is one lease and the group that runs under it.
+type granted struct {
+	id    akash.LeaseID
+	group string
+}
+
+// await waits until the chain, as we know it, has a lease and this manifest: a
+// tenant may be a block ahead of us.
+func (w *Workloads) await(ctx context.Context, tenant account.Address, dseq uint64, manifest sdl.Manifest, hash [32]byte) ([]granted, error) {
+	deadline := time.Now().Add(w.cfg.Patience)
+	for {
+		active, onChain, groups, err := w.cfg.Leases.LeasesOf(ctx, tenant, dseq)
+		if err != nil {
+			return nil, fmt.Errorf("look up leases of deployment %s/%d: %w", tenant, dseq, err)
+		}
+		var refusal error
+		typed := manifest.Hash()
+		if len(active) > 0 {
+			if err := blueprint.Validate(manifest); err != nil {
+				return nil, err
+			}
+		}
+		switch {
+		case len(active) == 0:
+			refusal = blueprint.Refuse(blueprint.ErrNoLease, fmt.Errorf("deployment %s/%d has none with this provider", tenant, dseq), "create the lease first")
+		case !bytes.Equal(hash[:], onChain) && !bytes.Equal(typed[:], onChain):
+			refusal = blueprint.Refuse(blueprint.ErrWrongHash, fmt.Errorf("its hash is %x, that on chain %x", hash, onChain), "send the manifest of the newest deployment update")
+		default:
+			if err := sdl.Check(manifest, groups); err != nil {
+				return nil, blueprint.Refuse(blueprint.ErrMismatch, err, "send the manifest that belongs to the deployment's groups")
+			}
+			var all []granted
+			for _, id := range active {
+				if id.Owner != tenant || id.DSeq != dseq || id.GSeq == 0 || uint64(id.GSeq) > uint64(len(groups)) {
+					return nil, fmt.Errorf("look up leases of deployment %s/%d: got lease %s for %d groups", tenant, dseq, id, len(groups))
+				}
+				all = append(all, granted{id, groups[id.GSeq-1].GetName()})
+			}
+			return all, nil
+		}
+		if !time.Now().Before(deadline) {
+			return nil, refusal
+		}
+		sleep(ctx, min(time.Second, time.Until(deadline)))
+		if ctx.Err() != nil {
+			return nil, refusal
+		}
+	}
+}
+
+// store keeps a manifest that passed all checks, and wakes whoever acts upon
+// it. turn is held.
+func (w *Workloads) store(id akash.LeaseID, group sdl.Group, claims map[string]uint64, raw []byte, hash [32]byte) error {
+	key := lease.KeyOf(id)
+	w.mu.Lock()
+	l, late := w.works[key], slices.Contains(w.closed, id)
+	w.mu.Unlock()
+	switch {
+	case late:
+		return blueprint.Refuse(blueprint.ErrClosing, fmt.Errorf("lease %s", id), "create a new deployment")
+	case l != nil && l.id != id:
+		return fmt.Errorf("lease %s has the key %s of lease %s", id, key, l.id)
+	}
+	rec := record{Lease: id.String(), Group: group.Name, State: blueprint.WaitingManifest}
+	fresh := l == nil
+	if fresh {
+		l = w.newWork(id)
+	} else {
+		l.mu.Lock()
+		rec = l.rec.clone()
+		l.mu.Unlock()
+	}
+	if rec.State == blueprint.Closing {
+		return blueprint.Refuse(blueprint.ErrClosing, fmt.Errorf("lease %s", id), "create a new deployment")
+	}
+	same := bytes.Equal(rec.Hash, hash[:])
+	if same && l.hasGroup(rec.Revision) {
+		return nil
+	}
+	if !same {
+		rec.Revision++
+	}
+	next, err := rec.State.Next(blueprint.Accepted)
+	if err != nil {
+		return err
+	}
+	rec.State, rec.Hash, rec.Hosts = next, hash[:], claims
+	if rec.Sources == nil {
+		rec.Sources = map[uint64]bool{}
+	}
+	rec.Sources[rec.Revision] = true
+	folder := w.folder(key)
+	if err := atomicfile.MkdirAll(folder, 0o700); err != nil {
+		return err
+	}
+	if err := w.writeFile(manifestFile(folder, rec.Revision), raw, 0o600); err != nil {
+		return err
+	}
+	if fresh {
+		// The journal comes last: what it names is there.
+		if err := w.cfg.Journal.Put(keyPrefix+string(key), rec); err != nil {
+			return err
+		}
+		l.rec, l.state = rec, blueprint.Deploying
+		l.groups[rec.Revision] = group
+		l.diary = diary.Open(folder, w.log)
+		w.mu.Lock()
+		w.works[key] = l
+		w.mu.Unlock()
+		poke(w.wake)
+		return nil
+	}
+	return l.update(func(r *record) error {
+		if r.State == blueprint.Closing {
+			return blueprint.Refuse(blueprint.ErrClosing, fmt.Errorf("lease %s", id), "create a new deployment")
+		}
+		// The worker may have changed the rest meanwhile.
+		r.State, r.Hash, r.Hosts, r.Revision = rec.State, rec.Hash, rec.Hosts, rec.Revision
+		if r.Sources == nil {
+			r.Sources = map[uint64]bool{}
+		}
+		r.Sources[rec.Revision] = true
+		return nil
+	}, func() {
+		l.groups[rec.Revision] = group
+		if to, err := l.state.Next(blueprint.Accepted); err == nil {
+			l.state = to
+		}
+	})
+}
+
+// names is who has which host name, and which nobody may have.
+func (w *Workloads) names() blueprint.Names {
+	holders, highest := w.holders()
+	reserved := append([]string{w.cfg.IngressDomain, w.cfg.PublicHost}, w.cfg.Reserved...)
+	return blueprint.Names{Domain: w.cfg.IngressDomain, Reserved: reserved, Holders: holders, Highest: highest}
+}
+
+// holders says who has which host name, and the highest claim given so far.
+func (w *Workloads) holders() (map[string]blueprint.Holder, uint64) {
+	w.mu.Lock()
+	works := slices.SortedFunc(maps.Values(w.works), func(a, b *work) int { return strings.Compare(string(a.key), string(b.key)) })
+	w.mu.Unlock()
+	holders, highest := map[string]blueprint.Holder{}, uint64(0)
+	for _, l := range works {
+		l.mu.Lock()
+		if l.rec.State != blueprint.Closing {
+			for host, claim := range l.rec.Hosts {
+				highest = max(highest, claim)
+				if other, held := holders[host]; !held || claim > other.Claim {
+					holders[host] = blueprint.Holder{Lease: l.id, Claim: claim}
+				}
+			}
+		}
+		l.mu.Unlock()
+	}
+	return holders, highest
+}
+
+// MigrateHosts brings host names from wherever they are to a lease of the same
+// tenant whose manifest names them, and returns those that moved. It moves all
+// or none.
+func (w *Workloads) MigrateHosts(tenant account.Address, dseq uint64, gseq uint32, hosts []string) ([]string, error) {
+	if len(hosts) > blueprint.MaxHosts {
+		return nil, blueprint.Refuse(blueprint.ErrTooMany, fmt.Errorf("%d host names, want at most %d", len(hosts), blueprint.MaxHosts), "")
+	}
+	w.turn.Lock()
+	defer w.turn.Unlock()
+	w.mu.Lock()
+	var to *work
+	for _, l := range w.works {
+		if l.id.Owner == tenant && l.id.DSeq == dseq && l.id.GSeq == gseq {
+			to = l
+		}
+	}
+	w.mu.Unlock()
+	if to == nil {
+		return nil, blueprint.Refuse(blueprint.ErrNoLease, fmt.Errorf("deployment %s/%d has no workload in group %d", tenant, dseq, gseq), "send the manifest first")
+	}
+	holders, highest := w.holders()
+	to.mu.Lock()
+	mine := maps.Clone(to.rec.Hosts)
+	to.mu.Unlock()
+	for _, host := range hosts {
+		if holder, held := holders[host]; held && holder.Lease.Owner != tenant {
+			return nil, blueprint.Refuse(blueprint.ErrHostTaken, errors.New(host), "choose another host name")
+		}
+		if _, named := mine[host]; !named {
+			return nil, blueprint.Refuse(blueprint.ErrInvalid, fmt.Errorf("host %s is not in the manifest of the destination", host), "add it to the SDL's accept and update the deployment")
+		}
+	}
+	err := to.update(func(r *record) error {
+		if r.State == blueprint.Closing {
+			return blueprint.Refuse(blueprint.ErrClosing, fmt.Errorf("lease %s", to.id), "create a new deployment")
+		}
+		for _, host := range hosts {
+			highest++
+			r.Hosts[host] = highest
+		}
+		return nil
+	}, nil)
+	if err != nil {
+		return nil, fmt.Errorf("migrate host names to lease %s: %w", to.id, err)
+	}
+	w.publish()
+	return slices.Clone(hosts), nil
+}
