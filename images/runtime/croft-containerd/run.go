@@ -1,0 +1,207 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	_ "embed"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"iter"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/containerd/containerd/v2/cmd/containerd/server"
+	serverconfig "github.com/containerd/containerd/v2/cmd/containerd/server/config"
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/version"
+	"github.com/containerd/log"
+	"github.com/containerd/platforms"
+	"github.com/containerd/plugin"
+	"github.com/containerd/plugin/registry"
+	"github.com/pelletier/go-toml/v2"
+	"golang.org/x/sys/unix"
+)
+
+//go:embed config.toml
+var defaultConfig []byte
+
+const (
+	grpcPlugin     = "io.containerd.server.v1.grpc"
+	ttrpcPlugin    = "io.containerd.server.v1.ttrpc"
+	shimPlugin     = "io.containerd.shim.v1.manager"
+	transferPlugin = "io.containerd.transfer.v1.local"
+)
+
+// run is the daemon; it returns when ctx ends or when it cannot start.
+func run(ctx context.Context, args []string, stdout io.Writer) error {
+	config, err := configure(ctx, args, stdout)
+	if errors.Is(err, flag.ErrHelp) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := log.SetLevel(config.Debug.Level); err != nil {
+		return fmt.Errorf("set log level: %w", err)
+	}
+	if err := isolate(); err != nil {
+		return err
+	}
+	if err := server.CreateTopLevelDirectories(config); err != nil {
+		return fmt.Errorf("create folders: %w", err)
+	}
+	lock, err := lockRoot(config.Root)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	// What an unpacking left mounted when it was killed.
+	if err := mount.SetTempMountLocation(filepath.Join(config.Root, "tmpmounts")); err != nil {
+		return fmt.Errorf("create folder of temporary mounts: %w", err)
+	}
+	if _, err := mount.CleanupTempMounts(0); err != nil {
+		log.G(ctx).WithError(err).Warn("cannot unmount temporary mounts")
+	}
+	return serve(ctx, config)
+}
+
+func serve(ctx context.Context, config *serverconfig.Config) error {
+	// The server outlives ctx until Stop: its plugins must not see the end before
+	// their connections are closed.
+	daemon, err := server.New(context.WithoutCancel(ctx), config)
+	if err != nil {
+		return fmt.Errorf("load plugins: %w", err)
+	}
+	defer daemon.Stop()
+	if err := daemon.Start(context.WithoutCancel(ctx)); err != nil {
+		return fmt.Errorf("serve: %w", err)
+	}
+	for _, id := range []string{grpcPlugin, ttrpcPlugin} {
+		if err := os.Chmod(text(config, id, "address"), 0o600); err != nil { // containerd makes it 0660
+			return fmt.Errorf("close socket to others: %w", err)
+		}
+	}
+	daemon.Wait()
+	log.G(ctx).WithField("version", version.Version).Info("croft-containerd is ready")
+	<-ctx.Done()
+	return nil
+}
+
+// isolate leaves the folder of our own program as the only place where programs
+// are looked for: the shim lies there, and an unpigz or zstd of somebody else's
+// does not decompress strangers' layers.
+func isolate() error {
+	self, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("find own program: %w", err)
+	}
+	return os.Setenv("PATH", filepath.Dir(self))
+}
+
+// lockRoot keeps a second daemon away from root, before it unmounts what the
+// first works on. The kernel lets go of the lock when the file is closed, however
+// we end; shims do not inherit it.
+func lockRoot(root string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(root, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open lock: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("lock %s, which another daemon may use: %w", root, err)
+	}
+	return f, nil
+}
+
+// configure is the embedded configuration, then the file, then the flags.
+func configure(ctx context.Context, args []string, stdout io.Writer) (*serverconfig.Config, error) {
+	flags := flag.NewFlagSet("croft-containerd", flag.ContinueOnError)
+	flags.SetOutput(stdout)
+	file := flags.String("config", "", "TOML `file` merged over the built-in configuration")
+	root := flags.String("root", "", "`folder` of what survives a reboot")
+	state := flags.String("state", "", "`folder` of what does not; at most 40 characters, for the shims' sockets")
+	address := flags.String("address", "", "`path` of the API's socket; the shims' is the same with .ttrpc")
+	level := flags.String("log-level", "", "trace, debug, info, warn or error")
+	printVersion := flags.Bool("version", false, "print the version and end")
+	if err := flags.Parse(args); err != nil {
+		return nil, err
+	}
+	if *printVersion {
+		fmt.Fprintln(stdout, "croft-containerd", version.Version)
+		return nil, flag.ErrHelp
+	}
+	if flags.NArg() > 0 {
+		return nil, fmt.Errorf("unknown argument %q", flags.Arg(0))
+	}
+
+	config := &serverconfig.Config{}
+	if err := toml.NewDecoder(bytes.NewReader(defaultConfig)).DisallowUnknownFields().Decode(config); err != nil {
+		return nil, fmt.Errorf("read built-in configuration: %w", err)
+	}
+	if *file != "" {
+		if err := serverconfig.LoadConfigWithPlugins(ctx, *file, migrations, config); err != nil {
+			return nil, fmt.Errorf("read configuration: %w", err)
+		}
+	}
+	for _, override := range []struct {
+		typed string
+		set   func(string)
+	}{
+		{*root, func(v string) { config.Root = v }},
+		{*state, func(v string) { config.State = v }},
+		{*level, func(v string) { config.Debug.Level = v }},
+		{*address, func(v string) {
+			setText(config, grpcPlugin, "address", v)
+			setText(config, ttrpcPlugin, "address", v+".ttrpc")
+		}},
+	} {
+		if override.typed != "" {
+			override.set(override.typed)
+		}
+	}
+	if text(config, shimPlugin, "socket_dir") == "" {
+		setText(config, shimPlugin, "socket_dir", filepath.Join(config.State, "s"))
+	}
+	transfer := section(config, transferPlugin)
+	if _, ok := transfer["unpack_config"]; !ok {
+		transfer["unpack_config"] = []map[string]any{
+			{"platform": platforms.DefaultString(), "snapshotter": "overlayfs", "differ": "walking"},
+		}
+	}
+	for name, path := range map[string]string{
+		"root": config.Root, "state": config.State, "address": text(config, grpcPlugin, "address"),
+	} {
+		if !filepath.IsAbs(path) {
+			return nil, fmt.Errorf("--%s %q is not an absolute path", name, path)
+		}
+	}
+	return config, nil
+}
+
+// migrations are the linked plugins, which bring a file of an older version up
+// to ours.
+func migrations() iter.Seq[plugin.Registration] {
+	return slices.Values(registry.Graph(func(*plugin.Registration) bool { return false }))
+}
+
+// section is the configuration of one plugin.
+func section(config *serverconfig.Config, id string) map[string]any {
+	if s, ok := config.Plugins[id].(map[string]any); ok {
+		return s
+	}
+	s := map[string]any{}
+	config.Plugins[id] = s
+	return s
+}
+
+func text(config *serverconfig.Config, id, key string) string {
+	v, _ := section(config, id)[key].(string)
+	return v
+}
+
+func setText(config *serverconfig.Config, id, key, value string) {
+	section(config, id)[key] = value
+}
