@@ -1,0 +1,703 @@
+// Package leasedisk gives each lease one disk: a sparse file that holds an
+// ext4 file system, encrypted below it, mounted for as long as the lease runs.
+// What the replicas write to their roots, the volumes and the logs lie on it and
+// share one hard limit.
+//
+// Callers need [New], then [Store.Create] when a lease is won, [Store.Open]
+// before its replicas start and after each start of the agent, [Store.Close]
+// after they stopped and [Store.Remove] when the lease is over. [Store.Scratch],
+// [Store.Volume], [Store.Log] and [Store.File] make the places on an open disk.
+// All of these may be repeated: each begins with what it finds and ends in the
+// same state. Calls for one lease wait for each other, calls for several do not.
+//
+// The layers, from the bottom:
+//
+//	DIR/KEY/disk.img         sparse file on /perm; freed blocks are punched out again
+//	loop device              direct I/O where /perm can; lets go of itself when unused
+//	croft-lease-KEY          dm-crypt: aes-xts-plain64, key of 512 bits, sectors of 4096 bytes
+//	MOUNT/KEY                ext4: nodev, nosuid, noatime, discard, errors=remount-ro
+//
+// and on the file system scratch/CONTAINER, volumes/SERVICE-INDEX/NAME,
+// logs/POD.log and files/.
+//
+// Beside the image lie DIR/KEY/key, the disk's key as the [Keeper] sealed it, and
+// DIR/KEY/lease.json, the record. The record is written last: a lease without it
+// has no disk yet. The key is destroyed first: a lease without it has none any
+// more, and nobody can read the image.
+//
+// MOUNT must be a memory file system (/run): what is written there by mistake
+// while the disk is not mounted does not reach the disk in clear, and after a
+// restart of the machine nothing stale lies in the way.
+//
+// # What it promises
+//
+// A disk is refused with [croft.KindNoSpace] when the file system of DIR could
+// not hold all bytes of all disks and the reserve: no lease can eat what another
+// was promised. No disk is ever made or opened in clear unless [Config.Plaintext]
+// says so; a kernel without dm-crypt is an error of [New]. A disk of one kind is
+// not opened as the other.
+//
+// # What it does not do
+//
+// It does not stop programs that use a disk: Close and Remove of a disk in use
+// fail after some seconds. It does not protect against a thief who brings the
+// disk back changed: XTS hides content and keeps no checksum of it; nor are sizes
+// and freed blocks hidden. Erased keys may live on in worn cells of a flash disk;
+// sealed by a TPM they are of no use without it.
+//
+// An ext4 needs about 2 % of the disk for itself, which the tenant sees as used.
+// A fresh disk takes some 20 MB of /perm; the rest of the 2 % the kernel writes
+// in the background.
+//
+// # What survives what
+//
+//	agent killed           the disk stays mounted and its programs run; Open finds it
+//	power cut, by step     of Create: nothing, or parts without a record; Create begins again
+//	                       of Open, Close: the disk; ext4 replays its journal
+//	                       of Grow: the old size or the new one; Open goes on growing
+//	                       of Remove: a disk without a key; Remove goes on
+//	damaged file system    Config.Repair; failing that the disk is lost, for good, and says so
+//	damaged or lost key    the disk is lost
+//	keeper fails           an error; the disk is good when the keeper is
+//	/perm full             cannot be by our own disks; if it is, ext4 turns read-only ([Store.Health])
+//	wrong clock            nothing here asks for the time
+//
+// # Template
+//
+// template.ext4.gz is an empty ext4 of 16 MiB which every disk begins as, under
+// a UUID of its own. The feature metadata_csum_seed is what lets the UUID change
+// without new checksums all over. Made once, by e2fsprogs 1.47.0:
+//
+//	U=c40f7000-6c65-6173-8000-000000000001
+//	E2FSPROGS_FAKE_TIME=1 mke2fs -q -F -t ext4 -b 4096 -I 256 -N 8192 -J size=4 -m 0 \
+//	  -O metadata_csum,metadata_csum_seed,64bit,^orphan_file -U $U -L lease \
+//	  -E hash_seed=$U,root_owner=0:0,resize=268435456,lazy_itable_init=1,nodiscard template.ext4 16M
+//	gzip -9n template.ext4
+//
+// -N 8192 gives one inode for 16 KiB in each group that growing adds.
+package leasedisk
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/google/uuid"
+
+	"github.com/croft-cloud/croft"
+	"github.com/croft-cloud/croft/agent/lease"
+	"github.com/croft-cloud/croft/internal/atomicfile"
+)
+
+// Sizes of a disk in bytes.
+const (
+	MinSize = templateSize // the template cannot shrink
+	MaxSize = 2 << 40      // as far as growing was measured
+
+	sizeStep = 1 << 20 // sizes are rounded up to this: a multiple of every sector and block in use
+)
+
+// maxDisks bounds what one box keeps: more leases than any box has memory for,
+// fewer than the kernel has minor numbers.
+const maxDisks = 512
+
+// defaultReserve stays free on /perm for journal, spool, OCI images and updates.
+const defaultReserve = 4 << 30
+
+// overheadShift bounds what ext4 below needs to remember where the blocks of an
+// image are: 12 bytes for 4096 at worst, taken as 1/256.
+const overheadShift = 8
+
+// keySize is the length of an AES-256-XTS key in bytes: two AES keys.
+const keySize = 64
+
+// Config is copied by [New] and never changed afterwards.
+type Config struct {
+	Dir      string // required; on /perm: images, keys and records
+	MountDir string // required; on a memory file system: where disks are mounted
+	Keeper   Keeper // required, but with Plaintext
+	Reserve  int64  // bytes that stay free in Dir's file system; default 4 GiB; negative: none
+
+	// Plaintext makes disks without encryption. It is for tests on kernels that
+	// lack dm-crypt; a box never sets it.
+	Plaintext bool
+
+	// Repair checks and repairs the unmounted ext4 on a device. Nil: a damaged
+	// file system is lost.
+	Repair func(ctx context.Context, device string) error
+
+	Log *slog.Logger // default: discard
+}
+
+// Store keeps the disks of all leases. All methods may be called from any
+// goroutine.
+type Store struct {
+	cfg Config
+	sys system
+	log *slog.Logger
+
+	mu       sync.Mutex
+	busy     map[lease.Key]chan struct{} // guarded by mu; closed when the key is free again
+	promised map[lease.Key]int64         // guarded by mu; sizes granted by calls that are still at work
+}
+
+// New checks that disks can be made here.
+func New(cfg Config) (*Store, error) {
+	var sys system = linux{}
+	if cfg.Plaintext {
+		sys = plaintext{sys}
+	}
+	return newStore(cfg, sys)
+}
+
+func newStore(cfg Config, sys system) (*Store, error) {
+	switch {
+	case cfg.Dir == "" || cfg.MountDir == "":
+		return nil, errors.New("directory for lease disks or for their mounts is missing")
+	case cfg.Keeper == nil && !cfg.Plaintext:
+		return nil, errors.New("keeper of lease disk keys is missing")
+	}
+	switch {
+	case cfg.Reserve == 0:
+		cfg.Reserve = defaultReserve
+	case cfg.Reserve < 0:
+		cfg.Reserve = 0
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	// The kernel knows images and mounts by absolute names without links.
+	for _, dir := range []*string{&cfg.Dir, &cfg.MountDir} {
+		err := atomicfile.MkdirAll(*dir, 0o700)
+		if err == nil {
+			*dir, err = filepath.Abs(*dir)
+		}
+		if err == nil {
+			*dir, err = filepath.EvalSymlinks(*dir)
+		}
+		if err == nil && strings.ContainsAny(*dir, "\\ \t\n") {
+			err = errors.New("white space in its name")
+		}
+		if err != nil {
+			return nil, fmt.Errorf("prepare directory of lease disks: %w", err)
+		}
+	}
+	if err := sys.check(); err != nil {
+		return nil, &croft.Error{
+			Kind: croft.KindMissing, Err: fmt.Errorf("prepare lease disks: %w", err),
+			Remedy: "load the kernel modules loop, dm-mod and dm-crypt",
+		}
+	}
+	return &Store{
+		cfg: cfg, sys: sys, log: cfg.Log,
+		busy: map[lease.Key]chan struct{}{}, promised: map[lease.Key]int64{},
+	}, nil
+}
+
+var keyForm = regexp.MustCompile(`^l[0-9a-v]{10}$`)
+
+// acquire checks the key and waits until no other call works on that lease.
+func (s *Store) acquire(ctx context.Context, key lease.Key) (release func(), err error) {
+	if !keyForm.MatchString(string(key)) {
+		return nil, usage("lease key %q: want l and ten of 0-9 and a-v", key)
+	}
+	for {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		s.mu.Lock()
+		other, taken := s.busy[key]
+		if !taken {
+			own := make(chan struct{})
+			s.busy[key] = own
+			s.mu.Unlock()
+			return func() {
+				s.mu.Lock()
+				delete(s.busy, key)
+				delete(s.promised, key)
+				s.mu.Unlock()
+				close(own)
+			}, nil
+		}
+		s.mu.Unlock()
+		select {
+		case <-other:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+func usage(format string, args ...any) error {
+	return &croft.Error{Kind: croft.KindUsage, Err: fmt.Errorf(format, args...)}
+}
+
+// The places of one lease.
+func (s *Store) dir(key lease.Key) string    { return filepath.Join(s.cfg.Dir, string(key)) }
+func (s *Store) image(key lease.Key) string  { return filepath.Join(s.dir(key), "disk.img") }
+func (s *Store) sealed(key lease.Key) string { return filepath.Join(s.dir(key), "key") }
+func (s *Store) record(key lease.Key) string { return filepath.Join(s.dir(key), "lease.json") }
+func (s *Store) mount(key lease.Key) string  { return filepath.Join(s.cfg.MountDir, string(key)) }
+
+// mapping is the name of the lease's device for the device mapper.
+func mapping(key lease.Key) string { return "croft-lease-" + string(key) }
+
+func roundUp(bytes int64) (int64, error) {
+	if bytes <= 0 || bytes > MaxSize {
+		return 0, usage("disk of %d bytes: want 1 to %d", bytes, int64(MaxSize))
+	}
+	return max((bytes+sizeStep-1)/sizeStep*sizeStep, MinSize), nil
+}
+
+// Create makes a disk of at least so many bytes for the lease and leaves it
+// closed. A lease that has a disk of that size keeps it with its content.
+func (s *Store) Create(ctx context.Context, key lease.Key, bytes int64) error {
+	release, err := s.acquire(ctx, key)
+	if err != nil {
+		return fmt.Errorf("create disk of lease %s: %w", key, err)
+	}
+	defer release()
+	if err := s.create(ctx, key, bytes); err != nil {
+		return fmt.Errorf("create disk of lease %s: %w", key, err)
+	}
+	return nil
+}
+
+func (s *Store) create(ctx context.Context, key lease.Key, bytes int64) error {
+	size, err := roundUp(bytes)
+	if err != nil {
+		return err
+	}
+	switch d, err := s.look(key); {
+	case err != nil:
+		return err
+	case d.State == Good && d.Size == size:
+		return nil
+	case d.State == Good:
+		return &croft.Error{
+			Kind:   croft.KindRefused,
+			Err:    fmt.Errorf("the lease has a disk of %d bytes, not of %d", d.Size, size),
+			Remedy: "grow it",
+		}
+	case d.State == Removing || d.State == Lost:
+		return &croft.Error{
+			Kind: croft.KindRefused, Err: fmt.Errorf("the lease has a disk that is %s", d.State), Remedy: "remove it first",
+		}
+	}
+	// What a Create left behind that did not end.
+	if err := s.sweep(ctx, key); err != nil {
+		return err
+	}
+	if err := s.sys.remove(s.image(key)); err != nil {
+		return err
+	}
+	if err := s.promise(key, size, size); err != nil {
+		return err
+	}
+	if err := s.sys.mkdir(s.dir(key)); err != nil {
+		return err
+	}
+	r := record{Version: recordVersion, Lease: key, Size: size, UUID: uuid.New(), Encryption: s.sys.encryption()}
+	secret := make([]byte, keySize)
+	defer clear(secret)
+	_, _ = rand.Read(secret) // never fails
+	sealed, err := s.seal(ctx, key, secret)
+	if err != nil {
+		return err
+	}
+	if err := s.sys.write(s.sealed(key), sealed); err != nil {
+		return err
+	}
+	if err := s.sys.extend(s.image(key), size); err != nil {
+		return err
+	}
+	device, hold, err := s.build(ctx, key, secret)
+	if err != nil {
+		return errors.Join(err, s.sweep(context.WithoutCancel(ctx), key))
+	}
+	err = s.sys.format(device, r.UUID)
+	err = errors.Join(err, hold(), s.sweep(context.WithoutCancel(ctx), key))
+	if err != nil {
+		return err
+	}
+	if err := s.sys.write(s.record(key), r.encode()); err != nil {
+		return err
+	}
+	s.log.Info("lease disk created", "lease", key, "size_bytes", size)
+	return nil
+}
+
+// build puts the devices above the image together. The caller calls hold once
+// something else uses the device.
+func (s *Store) build(ctx context.Context, key lease.Key, secret []byte) (device string, hold func() error, err error) {
+	if err := ctx.Err(); err != nil {
+		return "", nil, err
+	}
+	loop, hold, err := s.sys.attach(s.image(key))
+	if err != nil {
+		return "", nil, err
+	}
+	device, err = s.sys.encrypt(mapping(key), loop, secret)
+	if err != nil {
+		return "", nil, errors.Join(err, hold())
+	}
+	return device, hold, nil
+}
+
+// sweep takes down what of the lease's devices is up, whole or in parts.
+func (s *Store) sweep(ctx context.Context, key lease.Key) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := s.sys.unmount(s.mount(key)); err != nil {
+		return inUse(err)
+	}
+	if err := s.sys.decrypt(mapping(key)); err != nil {
+		return inUse(err)
+	}
+	loops, err := s.sys.loops(s.image(key))
+	if err != nil {
+		return err
+	}
+	for _, loop := range loops {
+		if err := s.sys.detach(loop); err != nil {
+			return inUse(err)
+		}
+	}
+	return nil
+}
+
+func inUse(err error) error {
+	if errors.Is(err, errBusy) {
+		return &croft.Error{Kind: croft.KindRefused, Err: err, Remedy: "stop what uses the disk and repeat"}
+	}
+	return err
+}
+
+// Open mounts the lease's disk, unless it is mounted already, and returns where.
+// Only paths below that one lie on the disk, and only until Close.
+//
+// An error of kind [croft.KindInvalid] means that the disk is lost.
+func (s *Store) Open(ctx context.Context, key lease.Key) (string, error) {
+	release, err := s.acquire(ctx, key)
+	if err != nil {
+		return "", fmt.Errorf("open disk of lease %s: %w", key, err)
+	}
+	defer release()
+	if err := s.open(ctx, key); err != nil {
+		return "", fmt.Errorf("open disk of lease %s: %w", key, err)
+	}
+	return s.mount(key), nil
+}
+
+func (s *Store) open(ctx context.Context, key lease.Key) error {
+	r, err := s.usable(key)
+	if err != nil {
+		return err
+	}
+	up, err := s.sys.mounted(s.mount(key))
+	if err != nil {
+		return err
+	}
+	if up { // the agent was restarted, perhaps in the middle of a Grow
+		_, has, _, err := s.sys.usage(s.mount(key))
+		if err == nil && has+lastGroup <= r.Size {
+			err = s.stretch(ctx, key, r)
+		}
+		return errors.Join(err, furnish(s.mount(key)))
+	}
+	if err := s.bringUp(ctx, key, r); err != nil {
+		return err
+	}
+	err = s.fill(key, r)
+	if err == nil {
+		err = furnish(s.mount(key))
+	}
+	if err != nil {
+		return errors.Join(err, s.sweep(context.WithoutCancel(ctx), key))
+	}
+	return nil
+}
+
+// bringUp mounts the disk and repairs it if it must.
+func (s *Store) bringUp(ctx context.Context, key lease.Key, r record) error {
+	if err := s.sweep(ctx, key); err != nil {
+		return err
+	}
+	secret, err := s.unseal(ctx, key)
+	if err != nil {
+		return err
+	}
+	defer clear(secret)
+	if err := s.sys.extend(s.image(key), r.Size); err != nil { // a Grow that did not end
+		return err
+	}
+	if err := s.sys.mkdir(s.mount(key)); err != nil {
+		return err
+	}
+	device, hold, err := s.build(ctx, key, secret)
+	if err == nil {
+		err = s.sys.mount(device, s.mount(key))
+		if errors.Is(err, errDamaged) && s.cfg.Repair != nil {
+			s.log.Warn("lease disk damaged, repairing", "lease", key, "error", err)
+			if fixed := s.cfg.Repair(ctx, device); fixed != nil {
+				err = fmt.Errorf("%w; repair it: %w", err, fixed)
+			} else {
+				err = s.sys.mount(device, s.mount(key))
+			}
+		}
+		err = errors.Join(err, hold())
+	}
+	if err == nil {
+		return nil
+	}
+	if ctx.Err() == nil && errors.Is(err, errDamaged) {
+		err = s.lose(key, r, "its file system is damaged: "+err.Error())
+	}
+	return errors.Join(err, s.sweep(context.WithoutCancel(ctx), key))
+}
+
+// fill lets a mounted file system have all of its disk's size.
+func (s *Store) fill(key lease.Key, r record) error {
+	err := s.sys.fill(s.mount(key), r.Size)
+	if errors.Is(err, fs.ErrPermission) {
+		return &croft.Error{Kind: croft.KindMissing, Err: err, Remedy: "give the agent the capability CAP_SYS_RESOURCE"}
+	}
+	return err
+}
+
+// lose records that the disk's content is gone for good.
+func (s *Store) lose(key lease.Key, r record, why string) error {
+	r.Lost = why
+	err := s.sys.write(s.record(key), r.encode())
+	s.log.Error("lease disk lost", "lease", key, "reason", why)
+	return errors.Join(lostError(why), err)
+}
+
+func lostError(why string) error {
+	return &croft.Error{
+		Kind: croft.KindInvalid, Err: fmt.Errorf("the disk of this lease and all that was on it is lost: %s", why),
+		Remedy: "close the lease and deploy again",
+	}
+}
+
+// Close unmounts the lease's disk and takes its key out of the kernel. Nothing
+// may use it any more.
+func (s *Store) Close(ctx context.Context, key lease.Key) error {
+	release, err := s.acquire(ctx, key)
+	if err != nil {
+		return fmt.Errorf("close disk of lease %s: %w", key, err)
+	}
+	defer release()
+	err = s.sweep(ctx, key)
+	if err == nil {
+		err = s.sys.remove(s.mount(key))
+	}
+	if err != nil {
+		return fmt.Errorf("close disk of lease %s: %w", key, err)
+	}
+	return nil
+}
+
+// Remove destroys the lease's disk: first the key, so that whatever happens next
+// nobody reads the image again, then all the rest. Nothing may use the disk.
+func (s *Store) Remove(ctx context.Context, key lease.Key) error {
+	release, err := s.acquire(ctx, key)
+	if err != nil {
+		return fmt.Errorf("remove disk of lease %s: %w", key, err)
+	}
+	defer release()
+	if err := s.remove(ctx, key); err != nil {
+		return fmt.Errorf("remove disk of lease %s: %w", key, err)
+	}
+	return nil
+}
+
+func (s *Store) remove(ctx context.Context, key lease.Key) error {
+	if err := s.sys.erase(s.sealed(key)); err != nil {
+		return err
+	}
+	if err := s.sweep(ctx, key); err != nil {
+		return err
+	}
+	// The record goes after the image: List names the lease until no byte of it is left.
+	for _, path := range []string{s.mount(key), s.image(key), s.record(key)} {
+		if err := s.sys.remove(path); err != nil {
+			return err
+		}
+	}
+	// Temporary files of writes that a power cut ended.
+	leftovers, err := os.ReadDir(s.dir(key))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	for _, e := range leftovers {
+		if err := s.sys.remove(filepath.Join(s.dir(key), e.Name())); err != nil {
+			return err
+		}
+	}
+	if err := s.sys.remove(s.dir(key)); err != nil {
+		return err
+	}
+	s.log.Info("lease disk removed", "lease", key)
+	return nil
+}
+
+// Grow gives the disk at least so many bytes, while it is open too. A disk that
+// has as many stays as it is.
+func (s *Store) Grow(ctx context.Context, key lease.Key, bytes int64) error {
+	release, err := s.acquire(ctx, key)
+	if err != nil {
+		return fmt.Errorf("grow disk of lease %s: %w", key, err)
+	}
+	defer release()
+	if err := s.grow(ctx, key, bytes); err != nil {
+		return fmt.Errorf("grow disk of lease %s: %w", key, err)
+	}
+	return nil
+}
+
+func (s *Store) grow(ctx context.Context, key lease.Key, bytes int64) error {
+	size, err := roundUp(bytes)
+	if err != nil {
+		return err
+	}
+	r, err := s.usable(key)
+	if err != nil {
+		return err
+	}
+	if r.Size < size {
+		if err := s.promise(key, size, size-r.Size); err != nil {
+			return err
+		}
+		r.Size = size
+		if err := s.sys.write(s.record(key), r.encode()); err != nil {
+			return err
+		}
+	}
+	up, err := s.sys.mounted(s.mount(key))
+	if err != nil || !up {
+		return err // Open does the rest
+	}
+	return s.stretch(ctx, key, r)
+}
+
+// stretch lets all layers of an open disk follow its record.
+func (s *Store) stretch(ctx context.Context, key lease.Key, r record) error {
+	if err := s.sys.extend(s.image(key), r.Size); err != nil {
+		return err
+	}
+	loops, err := s.sys.loops(s.image(key))
+	if err != nil {
+		return err
+	}
+	if len(loops) != 1 {
+		return fmt.Errorf("the open disk is on %d loop devices", len(loops))
+	}
+	secret, err := s.unseal(ctx, key)
+	if err != nil {
+		return err
+	}
+	defer clear(secret)
+	if err := s.sys.stretch(mapping(key), loops[0], secret); err != nil {
+		return err
+	}
+	return s.fill(key, r)
+}
+
+// promise grants the lease a disk of size bytes until the end of the call, if
+// Dir's file system can hold the more bytes besides all that was granted before.
+func (s *Store) promise(key lease.Key, size, more int64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	room, disks, err := s.roomLocked()
+	switch {
+	case err != nil:
+		return err
+	case disks >= maxDisks:
+		return &croft.Error{Kind: croft.KindNoSpace, Err: fmt.Errorf("the box has %d lease disks already", disks), Remedy: "end a lease"}
+	case more > room:
+		return &croft.Error{
+			Kind: croft.KindNoSpace, Err: fmt.Errorf("%d bytes are wanted and %d are not promised to other leases", more, room),
+			Remedy: "end a lease or ask for a smaller disk",
+		}
+	}
+	s.promised[key] = size
+	return nil
+}
+
+// Room returns how many bytes may still be promised to leases.
+func (s *Store) Room() (int64, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	room, _, err := s.roomLocked()
+	if err != nil {
+		return 0, fmt.Errorf("measure room for lease disks: %w", err)
+	}
+	return room, nil
+}
+
+func (s *Store) roomLocked() (room int64, disks int, err error) {
+	free, err := s.sys.free(s.cfg.Dir)
+	if err != nil {
+		return 0, 0, err
+	}
+	room = free - s.cfg.Reserve
+	keys, err := s.keys()
+	if err != nil {
+		return 0, 0, err
+	}
+	for _, key := range keys {
+		if err := s.chargeLocked(key, &room); err != nil {
+			return 0, 0, err
+		}
+	}
+	for key := range s.promised {
+		if !slices.Contains(keys, key) {
+			if err := s.chargeLocked(key, &room); err != nil {
+				return 0, 0, err
+			}
+		}
+	}
+	room -= max(room, 0) >> overheadShift
+	return max(room/sizeStep*sizeStep, 0), len(keys), nil
+}
+
+// chargeLocked takes from room what the lease may still write.
+func (s *Store) chargeLocked(key lease.Key, room *int64) error {
+	size, allocated, err := s.sys.allocated(s.image(key))
+	if err != nil {
+		return err
+	}
+	d, err := s.look(key)
+	if err != nil {
+		return err
+	}
+	size = max(size, d.Size, s.promised[key]) // the image may be behind
+	*room -= max(0, size+size>>overheadShift-allocated)
+	return nil
+}
+
+// keys are the leases that have anything in Dir, in order.
+func (s *Store) keys() ([]lease.Key, error) {
+	entries, err := os.ReadDir(s.cfg.Dir)
+	if err != nil {
+		return nil, err
+	}
+	var keys []lease.Key
+	for _, e := range entries {
+		if e.IsDir() && keyForm.MatchString(e.Name()) {
+			keys = append(keys, lease.Key(e.Name()))
+		}
+	}
+	return slices.Clip(keys), nil
+}
