@@ -135,6 +135,7 @@ doors: a heavy library is imported by these alone ("tests" are all _test.go file
   github.com/pion/mdns                opens to agent/ownerpage                             # one answer on the owner's network
   github.com/spf13/cobra              opens to cmd/...                                     # flags and arguments end in cmd
   github.com/containerd/containerd    opens to agent/sandbox images/runtime/...            # two thirds of the agent's foreign packages come with it
+  github.com/miekg/dns                opens to agent/network tests                         # one place speaks the protocol of names
   github.com/vishvananda/netlink      opens to agent/network tests                         # one owner of links and addresses
   github.com/google/nftables          opens to agent/network/... tests                     # one owner of the rules
   github.com/hashicorp/yamux          opens to relay/wire                                  # one place knows how tunnels share a connection
