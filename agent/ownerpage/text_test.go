@@ -18,10 +18,7 @@ func TestText(t *testing.T) {
 	for name, status := range faces() {
 		t.Run(name, func(t *testing.T) {
 			got, err := Text(status)
-			if name == "endless" { // the address is too long for any QR code of a sane size, but must not crash
-				if err != nil {
-					t.Skipf("refused: %v", err)
-				}
+			if name == "endless" { // the address is too long for any QR code of a sane size: refused or not, it must not crash
 				return
 			}
 			if err != nil {
