@@ -96,6 +96,20 @@ func (w *Want) Names(id lease.ReplicaID) bool {
 	})
 }
 
+// Replicas are all that are part of the plan.
+func (w *Want) Replicas(key lease.Key) []lease.ReplicaID {
+	var all []lease.ReplicaID
+	for _, g := range w.Plan.Old {
+		for _, i := range g.Indexes {
+			all = append(all, lease.ReplicaID{Lease: key, Service: w.Name, Revision: g.Revision, Index: i})
+		}
+	}
+	for i := range w.Count {
+		all = append(all, lease.ReplicaID{Lease: key, Service: w.Name, Revision: w.Plan.Target.Revision, Index: i})
+	}
+	return all
+}
+
 func (d *decision) stop(h Have, how Deed) {
 	h.Leaving = true
 	for i := range d.Have {

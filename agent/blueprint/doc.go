@@ -7,6 +7,7 @@
 //	plan, changed := plan.Follow(groups, answering, key)   // a new manifest is taken in
 //	deeds := blueprint.Decide(situation)                   // again after each of them; none: it is as it should be
 //	state, err := state.Next(blueprint.Accepted)           // the state machines
+//	state = state.Judge(key, plan.Wants(groups), replicas) // after a look at what runs
 //	container := blueprint.Container(service, site)        // for the runtime
 //	table := routes.Table()                                // for the ingress
 //

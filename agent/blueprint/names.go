@@ -1,9 +1,11 @@
 package blueprint
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 
+	"github.com/croft-cloud/croft/chain/account"
 	"github.com/croft-cloud/croft/chain/akash"
 	"github.com/croft-cloud/croft/chain/sdl"
 )
@@ -55,6 +57,27 @@ func (n Names) Claim(id akash.LeaseID, group sdl.Group) (map[string]uint64, erro
 		}
 	}
 	return claims, nil
+}
+
+// Migrate raises, in mine, the claims of a tenant's lease to hosts above all
+// others: to all or, with an error, to none.
+func (n Names) Migrate(tenant account.Address, mine map[string]uint64, hosts []string) error {
+	if len(hosts) > MaxHosts {
+		return Refuse(ErrTooMany, fmt.Errorf("%d host names, want at most %d", len(hosts), MaxHosts), "")
+	}
+	for _, host := range hosts {
+		if holder, held := n.Holders[host]; held && holder.Lease.Owner != tenant {
+			return Refuse(ErrHostTaken, errors.New(host), "choose another host name")
+		}
+		if _, named := mine[host]; !named {
+			return Refuse(ErrInvalid, fmt.Errorf("host %s is not in the manifest of the destination", host), "add it to the SDL's accept and update the deployment")
+		}
+	}
+	for _, host := range hosts {
+		n.Highest++
+		mine[host] = n.Highest
+	}
+	return nil
 }
 
 func (n Names) reserved(host string) bool {

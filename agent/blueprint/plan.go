@@ -3,6 +3,7 @@ package blueprint
 import (
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/croft-cloud/croft/agent/lease"
 	"github.com/croft-cloud/croft/chain/sdl"
@@ -154,6 +155,45 @@ func (p Plan) Needs(groups map[uint64]sdl.Group, image string) bool {
 		}
 	}
 	return false
+}
+
+// Credentials are those to fetch an image with, the newest manifest's first; nil:
+// none.
+func (p Plan) Credentials(groups map[uint64]sdl.Group, image string) *sdl.Credentials {
+	older := slices.Sorted(maps.Keys(groups))
+	slices.Reverse(older)
+	for _, revision := range append([]uint64{p.Applied}, older...) {
+		for _, s := range groups[revision].Services {
+			if s.Image == image && s.Credentials != nil {
+				return s.Credentials
+			}
+		}
+	}
+	return nil
+}
+
+// Updated are the services that the newest manifest changed, by name.
+func (p Plan) Updated() []string {
+	var names []string
+	for name, s := range p.Services {
+		if p.Applied > 1 && s.Target.Revision == p.Applied {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// Hide takes the passwords that manifests bring out of a text that others wrote.
+func Hide(groups map[uint64]sdl.Group, text string) string {
+	for _, g := range groups {
+		for _, s := range g.Services {
+			if s.Credentials != nil && s.Credentials.Password != "" {
+				text = strings.ReplaceAll(text, s.Credentials.Password, "***")
+			}
+		}
+	}
+	return text
 }
 
 // Revisions are the generations of a service, oldest first.

@@ -1,6 +1,10 @@
 package blueprint
 
-import "fmt"
+import (
+	"fmt"
+
+	"github.com/croft-cloud/croft/agent/lease"
+)
 
 // State is where the workload of a lease stands.
 type State string
@@ -43,6 +47,32 @@ func (s State) Next(m Move) (State, error) {
 		return to, nil
 	}
 	return s, fmt.Errorf("workload is %s, cannot be %s", s, m)
+}
+
+// Judge is the state after a look at a workload's replicas.
+func (s State) Judge(key lease.Key, wants []Want, replicas map[lease.ReplicaID]ReplicaState) State {
+	whole, broken := true, false
+	for _, w := range wants {
+		whole = whole && len(w.Plan.Old) == 0
+		for _, id := range w.Replicas(key) {
+			if id.Revision == w.Plan.Target.Revision {
+				state := replicas[id]
+				whole = whole && state == Answering
+				broken = broken || state == BackingOff || s == AllRunning && state != Answering
+			}
+		}
+	}
+	m := Move("")
+	switch {
+	case whole:
+		m = Complete
+	case broken:
+		m = Impaired
+	}
+	if to, err := s.Next(m); err == nil {
+		return to
+	}
+	return s
 }
 
 // ReplicaState is where one replica stands.

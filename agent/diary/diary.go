@@ -11,9 +11,10 @@
 // only.
 //
 // It promises that the numbers of a lease's events grow and are not used twice,
-// that memory and file are bounded, and that the file has mode 0600. It is not
-// synced: after a power cut the newest events may be missing, and numbers go on
-// after a gap that covers them.
+// that memory and file are bounded, and that the file has mode 0600. It is synced
+// only when it is written anew: after a power cut the newest events may be
+// missing, and numbers go on after a gap that covers them, unless the disk refused
+// them all for more than 500.
 package diary
 
 import (
@@ -26,10 +27,12 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/croft-cloud/croft/agent/lease"
+	"github.com/croft-cloud/croft/internal/atomicfile"
 )
 
 // keepEvents is how many events a lease has at most: a day of a service that
@@ -100,8 +103,7 @@ func Open(folder string, log *slog.Logger) *Diary {
 }
 
 // Add appends an event, with its number and time. It is in memory when Add
-// returns, and in the file if
-// the disk lets it.
+// returns, and in the file if the disk lets it.
 func (d *Diary) Add(e lease.Event) {
 	d.writing.Lock()
 	defer d.writing.Unlock()
@@ -109,7 +111,7 @@ func (d *Diary) Add(e lease.Event) {
 		return
 	}
 	if len(e.Note) > maxNote {
-		e.Note = e.Note[:maxNote] + "…"
+		e.Note = strings.ToValidUTF8(e.Note[:maxNote], "") + "…"
 	}
 	e.At = time.Now().UTC()
 	d.mu.Lock()
@@ -124,33 +126,43 @@ func (d *Diary) Add(e lease.Event) {
 	all := d.events
 	d.mu.Unlock()
 
-	text := []lease.Event{e}
-	flags := os.O_CREATE | os.O_WRONLY | os.O_APPEND
-	if d.lines >= 2*keepEvents {
-		d.closeFile()
-		text, flags = all, os.O_CREATE|os.O_WRONLY|os.O_TRUNC
-	}
-	if d.file == nil {
-		file, err := os.OpenFile(d.path, flags, 0o600)
-		if err != nil {
-			d.log.Warn("event not written", "err", err)
-			return
-		}
-		d.file = file
-		if flags&os.O_TRUNC != 0 {
-			d.lines = 0
-		}
-	}
-	var out bytes.Buffer
-	for _, e := range text {
-		line, _ := json.Marshal(e) // strings, numbers and a time of this century
-		out.Write(append(line, '\n'))
-	}
-	d.lines += len(text)
-	if _, err := d.file.Write(out.Bytes()); err != nil {
+	if err := d.write(e, all); err != nil {
 		d.log.Warn("event not written", "err", err)
 		d.lines = 2 * keepEvents // the next one writes the file anew
 	}
+}
+
+// write appends an event to the file, or writes it anew with all there are when
+// it has become too long. writing is held.
+func (d *Diary) write(e lease.Event, all []lease.Event) error {
+	if d.lines >= 2*keepEvents {
+		d.closeFile()
+		if err := atomicfile.WriteFile(d.path, text(all...), 0o600); err != nil {
+			return err
+		}
+		d.lines = len(all)
+		return nil
+	}
+	if d.file == nil {
+		file, err := os.OpenFile(d.path, os.O_WRONLY|os.O_APPEND, 0)
+		if err != nil {
+			return err
+		}
+		d.file = file
+	}
+	d.lines++
+	_, err := d.file.Write(text(e))
+	return err
+}
+
+// text is one line of JSON for each event.
+func text(events ...lease.Event) []byte {
+	var out bytes.Buffer
+	for _, e := range events {
+		line, _ := json.Marshal(e) // strings, numbers and a time of this century
+		out.Write(append(line, '\n'))
+	}
+	return out.Bytes()
 }
 
 func (d *Diary) closeFile() {

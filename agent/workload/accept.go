@@ -3,7 +3,6 @@ package workload
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -27,11 +26,12 @@ type record struct {
 	Hash  []byte            `json:"hash"`            // of the newest manifest, in canonical form
 	Hosts map[string]uint64 `json:"hosts,omitempty"` // host name → claim; the highest claim on the box has the host
 	Lent  int64             `json:"lent,omitempty"`  // bytes of memory, see Lender
+	GPUs  map[string][]int  `json:"gpus,omitempty"`  // pod → indexes of the machine's GPUs that it has
 	blueprint.Plan
 }
 
 func (r record) clone() record {
-	r.Hosts, r.Plan = maps.Clone(r.Hosts), r.Plan.Clone()
+	r.Hosts, r.GPUs, r.Plan = maps.Clone(r.Hosts), maps.Clone(r.GPUs), r.Plan.Clone()
 	return r
 }
 
@@ -89,14 +89,13 @@ func (w *Workloads) await(ctx context.Context, tenant account.Address, dseq uint
 		if err != nil {
 			return nil, fmt.Errorf("look up leases of deployment %s/%d: %w", tenant, dseq, err)
 		}
-		var refusal error
-		typed := manifest.Hash()
 		if len(active) > 0 {
 			if err := blueprint.Validate(manifest); err != nil {
 				return nil, err
 			}
 		}
-		switch {
+		var refusal error
+		switch typed := manifest.Hash(); {
 		case len(active) == 0:
 			refusal = blueprint.Refuse(blueprint.ErrNoLease, fmt.Errorf("deployment %s/%d has none with this provider", tenant, dseq), "create the lease first")
 		case !bytes.Equal(hash[:], onChain) && !bytes.Equal(typed[:], onChain):
@@ -129,7 +128,7 @@ func (w *Workloads) await(ctx context.Context, tenant account.Address, dseq uint
 func (w *Workloads) store(id akash.LeaseID, group sdl.Group, claims map[string]uint64, raw []byte, hash [32]byte) error {
 	key := lease.KeyOf(id)
 	w.mu.Lock()
-	l, late := w.works[key], slices.Contains(w.closed, id)
+	l, late := w.works[key], slices.Contains(w.closed, id) || w.strays[key]
 	w.mu.Unlock()
 	switch {
 	case late:
@@ -137,109 +136,87 @@ func (w *Workloads) store(id akash.LeaseID, group sdl.Group, claims map[string]u
 	case l != nil && l.id != id:
 		return fmt.Errorf("lease %s has the key %s of lease %s", id, key, l.id)
 	}
-	rec := record{Lease: id.String(), Group: group.Name, State: blueprint.WaitingManifest}
 	fresh := l == nil
 	if fresh {
 		l = w.newWork(id)
-	} else {
-		l.mu.Lock()
-		rec = l.rec.clone()
-		l.mu.Unlock()
+		l.diary = diary.Open(w.folder(key), w.log)
 	}
-	if rec.State == blueprint.Closing {
+	l.mu.Lock()
+	revision, same := l.rec.Revision, bytes.Equal(l.rec.Hash, hash[:])
+	_, here := l.groups[revision]
+	over := l.rec.State == blueprint.Closing
+	l.mu.Unlock()
+	if over {
 		return blueprint.Refuse(blueprint.ErrClosing, fmt.Errorf("lease %s", id), "create a new deployment")
 	}
-	same := bytes.Equal(rec.Hash, hash[:])
-	if same && l.hasGroup(rec.Revision) {
+	if same && here {
 		return nil
 	}
 	if !same {
-		rec.Revision++
+		revision++
 	}
-	next, err := rec.State.Next(blueprint.Accepted)
-	if err != nil {
+	if err := atomicfile.MkdirAll(w.folder(key), 0o700); err != nil {
 		return err
 	}
-	rec.State, rec.Hash, rec.Hosts = next, hash[:], claims
-	if rec.Sources == nil {
-		rec.Sources = map[uint64]bool{}
-	}
-	rec.Sources[rec.Revision] = true
-	folder := w.folder(key)
-	if err := atomicfile.MkdirAll(folder, 0o700); err != nil {
+	// The journal comes last: what it names is there.
+	if err := w.writeFile(manifestFile(w.folder(key), revision), raw, 0o600); err != nil {
 		return err
 	}
-	if err := w.writeFile(manifestFile(folder, rec.Revision), raw, 0o600); err != nil {
-		return err
-	}
-	if fresh {
-		// The journal comes last: what it names is there.
-		if err := w.cfg.Journal.Put(keyPrefix+string(key), rec); err != nil {
-			return err
+	err := l.update(func(r *record) error {
+		next, err := r.State.Next(blueprint.Accepted)
+		if err != nil {
+			return blueprint.Refuse(blueprint.ErrClosing, err, "create a new deployment")
 		}
-		l.rec, l.state = rec, blueprint.Deploying
-		l.groups[rec.Revision] = group
-		l.diary = diary.Open(folder, w.log)
-		w.mu.Lock()
-		w.works[key] = l
-		w.mu.Unlock()
-		poke(w.wake)
-		return nil
-	}
-	return l.update(func(r *record) error {
-		if r.State == blueprint.Closing {
-			return blueprint.Refuse(blueprint.ErrClosing, fmt.Errorf("lease %s", id), "create a new deployment")
-		}
-		// The worker may have changed the rest meanwhile.
-		r.State, r.Hash, r.Hosts, r.Revision = rec.State, rec.Hash, rec.Hosts, rec.Revision
+		r.Group, r.State, r.Hash, r.Hosts, r.Revision = group.Name, next, hash[:], claims, revision
 		if r.Sources == nil {
 			r.Sources = map[uint64]bool{}
 		}
-		r.Sources[rec.Revision] = true
+		r.Sources[revision] = true
 		return nil
 	}, func() {
-		l.groups[rec.Revision] = group
+		l.groups[revision] = group
 		if to, err := l.state.Next(blueprint.Accepted); err == nil {
 			l.state = to
 		}
 	})
+	if err == nil && fresh {
+		w.mu.Lock()
+		w.works[key] = l
+		w.mu.Unlock()
+		poke(w.wake)
+	}
+	return err
 }
 
 // names is who has which host name, and which nobody may have.
 func (w *Workloads) names() blueprint.Names {
-	holders, highest := w.holders()
-	reserved := append([]string{w.cfg.IngressDomain, w.cfg.PublicHost}, w.cfg.Reserved...)
-	return blueprint.Names{Domain: w.cfg.IngressDomain, Reserved: reserved, Holders: holders, Highest: highest}
-}
-
-// holders says who has which host name, and the highest claim given so far.
-func (w *Workloads) holders() (map[string]blueprint.Holder, uint64) {
+	n := blueprint.Names{
+		Domain:   w.cfg.IngressDomain,
+		Reserved: append([]string{w.cfg.IngressDomain, w.cfg.PublicHost}, w.cfg.Reserved...),
+		Holders:  map[string]blueprint.Holder{},
+	}
 	w.mu.Lock()
 	works := slices.SortedFunc(maps.Values(w.works), func(a, b *work) int { return strings.Compare(string(a.key), string(b.key)) })
 	w.mu.Unlock()
-	holders, highest := map[string]blueprint.Holder{}, uint64(0)
 	for _, l := range works {
 		l.mu.Lock()
 		if l.rec.State != blueprint.Closing {
 			for host, claim := range l.rec.Hosts {
-				highest = max(highest, claim)
-				if other, held := holders[host]; !held || claim > other.Claim {
-					holders[host] = blueprint.Holder{Lease: l.id, Claim: claim}
+				n.Highest = max(n.Highest, claim)
+				if other, held := n.Holders[host]; !held || claim > other.Claim {
+					n.Holders[host] = blueprint.Holder{Lease: l.id, Claim: claim}
 				}
 			}
 		}
 		l.mu.Unlock()
 	}
-	return holders, highest
+	return n
 }
 
 // MigrateHosts brings host names from wherever they are to a lease of the same
 // tenant whose manifest names them, and returns those that moved. It moves all
 // or none.
 func (w *Workloads) MigrateHosts(tenant account.Address, dseq uint64, gseq uint32, hosts []string) ([]string, error) {
-	if len(hosts) > blueprint.MaxHosts {
-		return nil, blueprint.Refuse(blueprint.ErrTooMany, fmt.Errorf("%d host names, want at most %d", len(hosts), blueprint.MaxHosts), "")
-	}
 	w.turn.Lock()
 	defer w.turn.Unlock()
 	w.mu.Lock()
@@ -253,27 +230,12 @@ func (w *Workloads) MigrateHosts(tenant account.Address, dseq uint64, gseq uint3
 	if to == nil {
 		return nil, blueprint.Refuse(blueprint.ErrNoLease, fmt.Errorf("deployment %s/%d has no workload in group %d", tenant, dseq, gseq), "send the manifest first")
 	}
-	holders, highest := w.holders()
-	to.mu.Lock()
-	mine := maps.Clone(to.rec.Hosts)
-	to.mu.Unlock()
-	for _, host := range hosts {
-		if holder, held := holders[host]; held && holder.Lease.Owner != tenant {
-			return nil, blueprint.Refuse(blueprint.ErrHostTaken, errors.New(host), "choose another host name")
-		}
-		if _, named := mine[host]; !named {
-			return nil, blueprint.Refuse(blueprint.ErrInvalid, fmt.Errorf("host %s is not in the manifest of the destination", host), "add it to the SDL's accept and update the deployment")
-		}
-	}
+	names := w.names()
 	err := to.update(func(r *record) error {
 		if r.State == blueprint.Closing {
 			return blueprint.Refuse(blueprint.ErrClosing, fmt.Errorf("lease %s", to.id), "create a new deployment")
 		}
-		for _, host := range hosts {
-			highest++
-			r.Hosts[host] = highest
-		}
-		return nil
+		return names.Migrate(tenant, r.Hosts, hosts)
 	}, nil)
 	if err != nil {
 		return nil, fmt.Errorf("migrate host names to lease %s: %w", to.id, err)

@@ -1,5 +1,3 @@
-//go:build provider
-
 package workload
 
 import (
@@ -52,8 +50,9 @@ type world struct {
 }
 
 type container struct {
-	spec lease.Container
-	exit *lease.Exit
+	spec    lease.Container
+	exit    *lease.Exit
+	started time.Time
 }
 
 type deployment struct {
@@ -200,11 +199,18 @@ func (w *world) never(format string, args ...any) {
 // check holds the containers against what must always be so. mu is held.
 func (w *world) check() {
 	users, memory := map[string]lease.ReplicaID{}, map[lease.Key]int64{}
+	gpus := map[int]lease.ReplicaID{}
 	for id, c := range w.containers {
 		if c.exit != nil {
 			continue
 		}
 		memory[id.Lease] += c.spec.Limits.Memory
+		for _, gpu := range c.spec.GPUs {
+			if other, taken := gpus[gpu]; taken {
+				w.never("%s and %s both have GPU %d", id.Pod(), other.Pod(), gpu)
+			}
+			gpus[gpu] = id
+		}
 		for _, m := range c.spec.Mounts {
 			if !strings.Contains(m.Source, "/replicas/") && m.Tmpfs == 0 {
 				if other, taken := users[m.Source]; taken {
@@ -291,8 +297,13 @@ func (s *session) LeasesOf(_ context.Context, tenant account.Address, dseq uint6
 	return slices.Clone(d.leases), d.hash, d.groups, nil
 }
 
+const (
+	startTakes = 100 * time.Millisecond
+	stopTakes  = 50 * time.Millisecond // and a tenth of the grace
+)
+
 func (s *session) Start(ctx context.Context, c lease.Container) error {
-	if err := nap(ctx, 100*time.Millisecond); err != nil {
+	if err := nap(ctx, startTakes); err != nil {
 		return err
 	}
 	return s.act("start", func() error {
@@ -308,14 +319,14 @@ func (s *session) Start(ctx context.Context, c lease.Container) error {
 		if !slices.ContainsFunc(s.w.peers[c.ID.Lease], func(p Peer) bool { return p.ID == c.ID }) {
 			s.w.never("%s is started before its rules", c.ID.Pod())
 		}
-		s.w.containers[c.ID] = &container{spec: c}
+		s.w.containers[c.ID] = &container{spec: c, started: time.Now()}
 		s.w.check()
 		return nil
 	})
 }
 
 func (s *session) Stop(ctx context.Context, id lease.ReplicaID, grace time.Duration) error {
-	if err := nap(ctx, 50*time.Millisecond+grace/10); err != nil {
+	if err := nap(ctx, stopTakes+grace/10); err != nil {
 		return err
 	}
 	return s.act("stop", func() error {
@@ -344,6 +355,9 @@ func (s *session) NextExit(ctx context.Context) (lease.ReplicaID, lease.Exit, er
 	}
 }
 
+// rightPassword opens a registry that refuses all others.
+const rightPassword = "swordfish-swordfish"
+
 // network and the others have method names in common; each is a view of the
 // session.
 type (
@@ -352,7 +366,7 @@ type (
 	store   struct{ *session }
 )
 
-func (s *session) Pull(ctx context.Context, key lease.Key, image string, _ *sdl.Credentials, _ int64, progress func(done, total int64)) (string, error) {
+func (s *session) Pull(ctx context.Context, key lease.Key, image string, credentials *sdl.Credentials, _ int64, progress func(done, total int64)) (string, error) {
 	progress(1, 100)
 	if err := nap(ctx, 2*time.Second); err != nil {
 		return "", err
@@ -360,7 +374,7 @@ func (s *session) Pull(ctx context.Context, key lease.Key, image string, _ *sdl.
 	resolved := image
 	err := s.act("pull", func() error {
 		s.w.pulls[image]++
-		if err := s.w.missing[image]; err != nil {
+		if err := s.w.missing[image]; err != nil && (credentials == nil || credentials.Password != rightPassword) {
 			return err
 		}
 		if !strings.Contains(image, "@") {

@@ -1,5 +1,3 @@
-//go:build provider
-
 package workload
 
 import (
@@ -56,8 +54,9 @@ func (w *world) complete(t *testing.T, l *life, accepted map[uint64]int) {
 
 // story plays one random life of a box: manifests, updates, ends, faults,
 // crashes and reboots in any order, then quiet. At the end everything is as the
-// last manifests say, and after closing nothing is left.
-func story(t *testing.T, seed uint64) {
+// last manifests say, and after closing nothing is left. It returns how many
+// things happened.
+func story(t *testing.T, seed uint64) (events int) {
 	random := rand.New(rand.NewPCG(seed, 1))
 	luck := rand.New(rand.NewPCG(seed, 2)) // used with w.mu held
 	w := newWorld(t)
@@ -81,19 +80,17 @@ func story(t *testing.T, seed uint64) {
 		}
 		l := live()
 		sent := map[uint64]int{}
-		var closing []uint64
-		for range 12 + random.IntN(12) {
+		events = 12 + random.IntN(12)
+		for range events {
 			dseq := uint64(1 + random.IntN(2))
 			switch random.IntN(8) {
 			case 0, 1, 2:
 				n := random.IntN(12)
-				if w.active(); true {
-					w.deploy(t, dseq, variant(dseq, n))
-					if err := l.accept(dseq); err == nil {
-						sent[dseq] = n
-					} else {
-						delete(sent, dseq) // whether it was stored is open
-					}
+				w.deploy(t, dseq, variant(dseq, n))
+				if err := l.accept(dseq); err == nil {
+					sent[dseq] = n
+				} else {
+					delete(sent, dseq) // whether it was stored is open
 				}
 			case 3:
 				if running := w.running(""); len(running) > 0 {
@@ -111,7 +108,6 @@ func story(t *testing.T, seed uint64) {
 				}
 				l = live()
 			case 6:
-				closing = append(closing, dseq)
 				w.undeploy(dseq)
 				delete(sent, dseq)
 				go func(l *life) { _ = l.Close(t.Context(), leaseID(dseq, 1)) }(l)
@@ -149,7 +145,6 @@ func story(t *testing.T, seed uint64) {
 		if err := l.Sweep(t.Context(), nil); err != nil {
 			t.Error(err)
 		}
-		_ = closing
 		l.kill()
 	})
 	w.sound(t)
@@ -157,6 +152,7 @@ func story(t *testing.T, seed uint64) {
 	if t.Failed() {
 		t.Logf("seed %d", seed)
 	}
+	return events
 }
 
 func TestStoriesEndWell(t *testing.T) {
@@ -167,20 +163,16 @@ func TestStoriesEndWell(t *testing.T) {
 	}
 }
 
-// stories and stride fit the time of a unit test; for all of it:
-// go test -stories=2000 -stride=1.
-var (
-	stories = flag.Int("stories", 15, "how many random lives TestStoriesEndWell plays")
-	stride  = flag.Int("stride", 5, "TestKilledAtEveryEffect kills at one effect in so many")
-)
+// stories fit the time of a unit test; TestManyStoriesEndWell plays the rest.
+var stories = flag.Int("stories", 40, "how many random lives TestStoriesEndWell plays")
 
 // TestKilledAtEveryEffect kills the agent once at each effect of a deployment,
 // an update and a close, before and after it, with and without a reboot, and
 // lets the next one finish.
 func TestKilledAtEveryEffect(t *testing.T) {
 	for _, after := range []bool{false, true} {
-		for _, reboot := range []bool{after} {
-			for at := 1; ; at += *stride {
+		for _, reboot := range []bool{false, true} {
+			for at := 1; ; at++ {
 				w := newWorld(t)
 				w.capacity = 600 << 20
 				reached := false

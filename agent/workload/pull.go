@@ -1,8 +1,8 @@
 package workload
 
 import (
+	"cmp"
 	"context"
-	"errors"
 	"sync"
 	"time"
 
@@ -10,7 +10,6 @@ import (
 	"github.com/croft-cloud/croft/agent/blueprint"
 	"github.com/croft-cloud/croft/agent/diary"
 	"github.com/croft-cloud/croft/agent/lease"
-	"github.com/croft-cloud/croft/chain/sdl"
 )
 
 const (
@@ -30,7 +29,9 @@ type pull struct {
 	begun   bool
 	quit    context.CancelFunc // once begun
 	problem string             // why it is not here yet; a sentence
+	vain    bool               // nor will be unless somebody changes something
 
+	again    chan struct{} // capacity 1: do not wait, what failed may go now
 	done     chan struct{} // closed when it is here
 	resolved string        // with digest; set before done is closed
 }
@@ -40,7 +41,7 @@ func (r *replica) image(ctx context.Context) (string, bool) {
 	r.l.mu.Lock()
 	p := r.l.pulls[r.spec.Image]
 	if p == nil {
-		p = &pull{image: r.spec.Image, done: make(chan struct{}), quit: func() {}}
+		p = &pull{image: r.spec.Image, again: make(chan struct{}, 1), done: make(chan struct{}), quit: func() {}}
 		r.l.pulls[r.spec.Image] = p
 	}
 	p.asked = true
@@ -84,31 +85,12 @@ func (l *work) repull(image string) {
 	}
 }
 
-func (l *work) credentials(image string) *sdl.Credentials {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	newest := l.groups[l.rec.Applied]
-	for _, s := range newest.Services {
-		if s.Image == image && s.Credentials != nil {
-			return s.Credentials
-		}
-	}
-	for _, g := range l.groups {
-		for _, s := range g.Services {
-			if s.Image == image && s.Credentials != nil {
-				return s.Credentials
-			}
-		}
-	}
-	return nil
-}
-
 // pull fetches one image, however long it takes.
 func (l *work) pull(ctx context.Context, p *pull) {
 	var pause backoff
 	for ctx.Err() == nil {
 		l.mu.Lock()
-		name := l.rec.Images[p.image]
+		name, credentials := l.rec.Images[p.image], l.rec.Credentials(l.groups, p.image)
 		l.mu.Unlock()
 		if name == "" {
 			name = p.image
@@ -127,7 +109,7 @@ func (l *work) pull(ctx context.Context, p *pull) {
 				l.add(lease.Normal, diary.Pulling, "", "", "pulling image %q: %s", p.image, blueprint.BytesText(done))
 			}
 		}
-		resolved, err := l.w.cfg.Images.Pull(ctx, l.key, name, l.credentials(p.image), l.w.cfg.ImageBytes, progress)
+		resolved, err := l.w.cfg.Images.Pull(ctx, l.key, name, credentials, l.w.cfg.ImageBytes, progress)
 		if ctx.Err() != nil {
 			return
 		}
@@ -146,63 +128,30 @@ func (l *work) pull(ctx context.Context, p *pull) {
 				l.log.Warn("digest of image not recorded", "err", err)
 			}
 			l.mu.Lock()
-			p.problem, p.resolved = "", resolved
+			p.problem, p.vain, p.resolved = "", false, resolved
 			close(p.done)
 			l.mu.Unlock()
 			return
 		}
-		if lasting(err) && name != p.image {
+		if croft.KindOf(err) == croft.KindNotFound && name != p.image {
 			// The registry dropped what the name meant once.
 			if err := l.update(func(r *record) error { delete(r.Images, p.image); return nil }, nil); err == nil {
 				continue
 			}
 		}
 		wait := pause.next()
-		if lasting(err) {
+		if blueprint.Lasting(err) {
 			wait = slowRetry
 		}
-		reason := diary.Failed
-		if word, ok := errors.AsType[interface {
-			error
-			Word() string
-		}](err); ok {
-			reason = word.Word()
-		}
-		text := l.hide(err.Error() + remedy(err))
+		text := l.hide(err.Error() + blueprint.PullRemedy(err))
 		l.mu.Lock()
-		p.problem = "image " + p.image + " is not here: " + text
+		p.problem, p.vain = "image "+p.image+" is not here: "+text, blueprint.Hopeless(err)
 		l.mu.Unlock()
-		l.add(lease.Warning, reason, "", "", "image %q could not be pulled: %s. The next attempt is in %s", p.image, text, round(wait))
-		sleep(ctx, wait)
-	}
-}
-
-// lasting says whether a repetition soon would be in vain.
-func lasting(err error) bool {
-	if t, ok := errors.AsType[interface {
-		error
-		Temporary() bool
-	}](err); ok {
-		return !t.Temporary()
-	}
-	return croft.KindOf(err) != croft.KindOther
-}
-
-// remedy is what to do about a pull that failed, if its error does not say.
-func remedy(err error) string {
-	if e, ok := errors.AsType[*croft.Error](err); ok && e.Remedy != "" {
-		return "" // it stands in the error's text
-	}
-	switch croft.KindOf(err) {
-	case croft.KindNotFound, croft.KindUsage:
-		return "; check the image's name and tag"
-	case croft.KindRefused:
-		return "; check the image's name and the credentials of its registry"
-	case croft.KindInvalid, croft.KindMissing:
-		return "; build the image for this provider's architecture"
-	case croft.KindNoSpace:
-		return "; use a smaller image"
-	default:
-		return ""
+		l.add(lease.Warning, cmp.Or(blueprint.Word(err), diary.Failed), "", "", "image %q could not be pulled: %s. The next attempt is in %s", p.image, text, round(wait))
+		select {
+		case <-ctx.Done():
+		case <-p.again:
+		case <-time.After(wait):
+		}
 	}
 }

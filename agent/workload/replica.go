@@ -35,17 +35,18 @@ const (
 	longestPause  = 5 * time.Minute
 )
 
-// backoff makes pauses that grow with decorrelated jitter from shortestPause to
-// longestPause, so that what failed together does not come back together. The
-// zero value is ready.
-type backoff struct{ last time.Duration }
+// backoff makes pauses that double from shortestPause to longestPause. Each is
+// any time from the shortest of its turn to twice that, so that what failed
+// together does not come back together. The zero value is ready.
+type backoff struct{ least, last time.Duration }
 
 func (b *backoff) next() time.Duration {
-	b.last = min(longestPause, shortestPause+rand.N(max(1, 3*b.last)))
+	b.least = min(max(shortestPause, 2*b.least), longestPause/2)
+	b.last = b.least + rand.N(b.least)
 	return b.last
 }
 
-func (b *backoff) reset() { b.last = 0 }
+func (b *backoff) reset() { *b = backoff{} }
 
 // end is that a container ended, or is there no more.
 type end struct {
@@ -62,7 +63,6 @@ type replica struct {
 	spec sdl.Service
 	quit context.CancelFunc // it is not wanted any more
 	ends chan end           // capacity 1; newest wins
-	gpus []int
 
 	// guarded by l.mu
 	state      blueprint.ReplicaState
@@ -71,6 +71,7 @@ type replica struct {
 	starts     int    // containers it had since we know it
 	failures   int    // in a row
 	problem    string // why it does not answer; a sentence
+	vain       bool   // it cannot be started unless somebody changes something
 }
 
 // tell brings the end of a container to the replica's goroutine.
@@ -151,7 +152,7 @@ func (r *replica) run(work, inner, base context.Context, there bool) {
 				continue
 			}
 			r.event(lease.Normal, diary.Started, "%s was started", r.id.Pod())
-			r.step(blueprint.Started, func() { r.starts++ })
+			r.step(blueprint.Started, func() { r.starts, r.vain = r.starts+1, false })
 		case blueprint.Running, blueprint.Answering:
 			r.watch(work, base, there, &pause)
 		case blueprint.BackingOff:
@@ -177,6 +178,7 @@ func (r *replica) failed(err error, pause *backoff) {
 	r.step(blueprint.Failed, func() {
 		r.failures++
 		r.problem = "it could not be started: " + err.Error()
+		r.vain = blueprint.Hopeless(err) && croft.KindOf(err) != croft.KindNotFound // an image is fetched anew
 	})
 }
 
@@ -201,18 +203,27 @@ func (r *replica) create(ctx context.Context) error {
 			continue
 		}
 		folder := blueprint.VolumeFolder(disk, r.id, v)
-		if _, err := os.Lstat(folder); err == nil {
-			continue
-		}
-		if err := os.MkdirAll(folder, 0o755); err != nil {
-			return fmt.Errorf("make volume %s: %w", v.Name, err)
-		}
-		// Whoever the image's program runs as must be able to write to it.
-		if err := os.Chmod(folder, 0o777); err != nil {
+		if err := makeVolume(folder); err != nil {
 			return fmt.Errorf("make volume %s: %w", v.Name, err)
 		}
 	}
 	return r.attach(ctx)
+}
+
+// makeVolume makes a folder that whoever the image's program runs as can write
+// to. One that is there is the tenant's, its mode included.
+func makeVolume(folder string) error {
+	if _, err := os.Lstat(folder); err == nil {
+		return nil
+	}
+	unready := folder + ".new"
+	if err := os.MkdirAll(unready, 0o755); err != nil {
+		return err
+	}
+	if err := os.Chmod(unready, 0o777); err != nil {
+		return err
+	}
+	return os.Rename(unready, folder)
 }
 
 // attach gives the replica its address, and the lease's rules, before it runs.
@@ -244,11 +255,11 @@ func (r *replica) attach(ctx context.Context) error {
 
 func (r *replica) start(ctx context.Context, image string) error {
 	r.l.mu.Lock()
-	disk, attachment := r.l.disk, *r.attachment
+	disk, attachment, gpus := r.l.disk, *r.attachment, r.l.rec.GPUs[r.id.Pod()]
 	r.l.mu.Unlock()
 	return r.l.w.cfg.Runtime.Start(ctx, blueprint.Container(r.spec, blueprint.Site{
 		Lease: r.l.id, Replica: r.id, PublicHost: r.l.w.cfg.PublicHost,
-		Disk: disk, Image: image, Attachment: attachment, GPUs: r.gpus,
+		Disk: disk, Image: image, Attachment: attachment, GPUs: gpus,
 	}))
 }
 

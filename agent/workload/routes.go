@@ -10,6 +10,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/croft-cloud/croft/agent/blueprint"
 	"github.com/croft-cloud/croft/agent/lease"
@@ -40,7 +41,7 @@ func (w *Workloads) publish() {
 }
 
 func (w *Workloads) makeTable() blueprint.Table {
-	holders, _ := w.holders()
+	holders := w.names().Holders
 	w.mu.Lock()
 	works := slices.Collect(maps.Values(w.works))
 	w.mu.Unlock()
@@ -100,7 +101,7 @@ func (w *Workloads) Status(id akash.LeaseID) ([]lease.ServiceStatus, error) {
 			if r.state == blueprint.Answering {
 				s.Available++
 			} else if newest && r.problem != "" {
-				s.Problem = cmp.Or(s.Problem, rid.Pod()+": "+l.hideLocked(r.problem))
+				s.Problem = cmp.Or(s.Problem, rid.Pod()+": "+blueprint.Hide(l.groups, r.problem))
 			} else if p := l.pulls[r.spec.Image]; newest && p != nil && r.state == blueprint.Pulling {
 				s.Problem = cmp.Or(s.Problem, cmp.Or(p.problem, rid.Pod()+": its image is being pulled"))
 			}
@@ -118,6 +119,33 @@ func (w *Workloads) Status(id akash.LeaseID) ([]lease.ServiceStatus, error) {
 		all = append(all, s)
 	}
 	return all, nil
+}
+
+// Plight is why nothing of a lease answers, nor will unless its tenant or the
+// box's owner changes something: the OCI image is unknown or not for this
+// machine, the disk is lost. The box goes on trying all the same.
+type Plight struct {
+	Lease akash.LeaseID
+	Since time.Time // seen by this process without a break
+	Why   string    // a sentence for the tenant, without secrets
+}
+
+// Hopeless lists the leases that are in a plight, oldest first. How long that
+// may last before the lease is given back is not decided here.
+func (w *Workloads) Hopeless() []Plight {
+	w.mu.Lock()
+	works := slices.Collect(maps.Values(w.works))
+	w.mu.Unlock()
+	var all []Plight
+	for _, l := range works {
+		l.mu.Lock()
+		if !l.plight.Since.IsZero() && l.state != blueprint.Closing {
+			all = append(all, l.plight)
+		}
+		l.mu.Unlock()
+	}
+	slices.SortFunc(all, func(a, b Plight) int { return a.Since.Compare(b.Since) })
+	return all
 }
 
 // Events iterates over the events of a lease numbered above after, oldest
@@ -190,8 +218,13 @@ func (w *Workloads) Pods(id akash.LeaseID, service string) ([]Pod, error) {
 		pods = append(pods, p)
 	}
 	slices.SortFunc(pods, func(a, b Pod) int {
-		return cmp.Or(strings.Compare(a.ID.Service, b.ID.Service), cmp.Compare(boolInt(b.Running), boolInt(a.Running)),
-			cmp.Compare(b.ID.Revision, a.ID.Revision), cmp.Compare(a.ID.Index, b.ID.Index))
+		if service := strings.Compare(a.ID.Service, b.ID.Service); service != 0 || a.Running == b.Running {
+			return cmp.Or(service, cmp.Compare(b.ID.Revision, a.ID.Revision), cmp.Compare(a.ID.Index, b.ID.Index))
+		}
+		if a.Running {
+			return -1
+		}
+		return 1
 	})
 	return pods, nil
 }
@@ -208,11 +241,4 @@ func (w *Workloads) Replica(id akash.LeaseID, service string, index int) (Pod, e
 		return Pod{}, blueprint.Refuse(blueprint.ErrNoService, fmt.Errorf("service %q has %d running replicas, there is none with index %d", service, len(pods), index), "see the lease's status")
 	}
 	return pods[index], nil
-}
-
-func boolInt(b bool) int {
-	if b {
-		return 1
-	}
-	return 0
 }

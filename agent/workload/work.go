@@ -42,6 +42,8 @@ type work struct {
 	naming  sync.Mutex // held while the network is told of the peers
 	told    *[]Peer    // guarded by naming; what it knows; nil: unknown
 
+	borrowed int64 // of the goroutine of run; what the lender lends; -1: unknown
+
 	mu       sync.Mutex
 	rec      record                       // guarded by mu; written with storing held
 	state    blueprint.State              // guarded by mu
@@ -50,6 +52,7 @@ type work struct {
 	pulls    map[string]*pull             // guarded by mu; by OCI image as the tenant wrote it
 	disk     string                       // guarded by mu; folder of the lease's disk, empty until it is open
 	problem  string                       // guarded by mu; what keeps the lease as a whole from running
+	plight   Plight                       // guarded by mu; without Since: there is none
 }
 
 // close says that the lease is over. It may be called again.
@@ -63,9 +66,11 @@ func (l *work) close() {
 			// The chain says the lease is over, and says so again after a
 			// restart: freeing does not wait for the journal.
 			l.log.Warn("close not recorded", "err", err)
+			l.storing.Lock()
 			l.mu.Lock()
 			l.rec.State, l.state = blueprint.Closing, blueprint.Closing
 			l.mu.Unlock()
+			l.storing.Unlock()
 		}
 		close(l.closing)
 		poke(l.wake)
@@ -96,13 +101,6 @@ func (l *work) update(change func(*record) error, alongside func()) error {
 	return nil
 }
 
-func (l *work) hasGroup(revision uint64) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	_, ok := l.groups[revision]
-	return ok
-}
-
 // readGroups reads the manifests that the record names. Only that of the newest
 // must be there; without an older one its replicas cannot be started again.
 func (l *work) readGroups() error {
@@ -111,9 +109,10 @@ func (l *work) readGroups() error {
 		if err == nil {
 			var manifest sdl.Manifest
 			if manifest, _, err = blueprint.Parse(raw); err == nil {
-				err = errors.New("it has no group for this lease")
-				if group, ok := l.groupOf(manifest); ok {
-					l.groups[revision], err = group, nil
+				if i := slices.IndexFunc(manifest, func(g sdl.Group) bool { return g.Name == l.rec.Group }); i >= 0 {
+					l.groups[revision] = manifest[i]
+				} else {
+					err = errors.New("it has no group for this lease")
 				}
 			}
 		}
@@ -122,16 +121,6 @@ func (l *work) readGroups() error {
 		}
 	}
 	return nil
-}
-
-// groupOf is the group of a stored manifest that belongs to this lease.
-func (l *work) groupOf(manifest sdl.Manifest) (sdl.Group, bool) {
-	for _, g := range manifest {
-		if g.Name == l.rec.Group {
-			return g, true
-		}
-	}
-	return sdl.Group{}, false
 }
 
 // add puts an event on record, for the tenant, without secrets.
@@ -143,18 +132,7 @@ func (l *work) add(kind lease.EventType, reason, service, pod, format string, ar
 func (l *work) hide(text string) string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.hideLocked(text)
-}
-
-func (l *work) hideLocked(text string) string {
-	for _, g := range l.groups {
-		for _, s := range g.Services {
-			if s.Credentials != nil && s.Credentials.Password != "" {
-				text = strings.ReplaceAll(text, s.Credentials.Password, "***")
-			}
-		}
-	}
-	return text
+	return blueprint.Hide(l.groups, text)
 }
 
 // run moves the lease towards its manifest until ctx ends or nothing is left of
@@ -184,6 +162,7 @@ func (l *work) work(ctx context.Context) bool {
 		case <-inner.Done():
 		}
 	})
+	l.borrowed = -1
 	l.naming.Lock()
 	l.told = nil
 	l.naming.Unlock()
@@ -212,6 +191,7 @@ func (l *work) work(ctx context.Context) bool {
 			pause.reset()
 			l.blame(nil)
 		}
+		l.despair(err)
 		select {
 		case <-ctx.Done():
 			return false
@@ -243,6 +223,34 @@ func (l *work) blame(err error) {
 	}
 }
 
+// despair finds out whether there is anything to hope for.
+func (l *work) despair(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	why := ""
+	if blueprint.Hopeless(err) {
+		why = l.problem
+	}
+	for _, r := range l.replicas {
+		switch p := l.pulls[r.spec.Image]; {
+		case r.state == blueprint.Answering:
+			l.plight = Plight{}
+			return
+		case r.vain:
+			why = r.id.Pod() + ": " + blueprint.Hide(l.groups, r.problem)
+		case p != nil && p.vain && r.state == blueprint.Pulling:
+			why = p.problem
+		}
+	}
+	switch {
+	case why == "":
+		l.plight = Plight{}
+	case l.plight.Since.IsZero():
+		l.plight = Plight{Lease: l.id, Since: time.Now()}
+	}
+	l.plight.Why = why
+}
+
 // adopt finds out what is there, from before a restart, and takes over what is
 // wanted. The rest goes. It reports false while there is no manifest to know that
 // from.
@@ -253,27 +261,15 @@ func (l *work) adopt(base, ctx context.Context, owned *sync.WaitGroup) (bool, er
 	if state == blueprint.WaitingManifest || state == blueprint.Closing {
 		return false, nil // what runs is left alone, or freed at once
 	}
-	containers, err := l.w.cfg.Runtime.List(ctx)
+	containers, links, err := l.w.there(ctx, l.key)
 	if err != nil {
-		return false, fmt.Errorf("list containers: %w", err)
+		return false, err
 	}
-	maps.DeleteFunc(containers, func(id lease.ReplicaID, _ *lease.Exit) bool { return id.Lease != l.key })
-	links, err := l.w.cfg.Network.Attached(ctx)
-	if err != nil {
-		return false, fmt.Errorf("list links: %w", err)
-	}
-	links = slices.DeleteFunc(links, func(id lease.ReplicaID) bool { return id.Lease != l.key })
 	if rec.Applied != rec.Revision {
 		// What ran under the last manifest counts as having answered: it served
 		// before we were away.
 		if err := l.follow(func(id lease.ReplicaID) bool { exit, there := containers[id]; return there && exit == nil }); err != nil {
 			return false, err
-		}
-	}
-	// The lender may know of more or less: loan and record are two effects.
-	if lent := l.w.cfg.Lender != nil && l.w.cfg.Lender.Lend(l.key, rec.Lent); !lent && rec.Lent > 0 {
-		if err := l.update(func(r *record) error { r.Lent = 0; return nil }, nil); err != nil {
-			return false, fmt.Errorf("record loan: %w", err)
 		}
 	}
 	wants := l.wants()
@@ -318,13 +314,8 @@ func (l *work) tidy(disk string, keep map[lease.ReplicaID]*lease.Exit) error {
 		pods[id.Pod()] = true
 	}
 	for _, w := range l.wants() {
-		for _, g := range w.Plan.Revisions() {
-			for i := range blueprint.MaxReplicas {
-				id := lease.ReplicaID{Lease: l.key, Service: w.Name, Revision: g.Revision, Index: i}
-				if w.Names(id) {
-					pods[id.Pod()] = true // its log may still be wanted
-				}
-			}
+		for _, id := range w.Replicas(l.key) {
+			pods[id.Pod()] = true // its log may still be wanted
 		}
 	}
 	entries, err := os.ReadDir(filepath.Join(disk, "replicas"))
@@ -385,6 +376,11 @@ func (l *work) follow(answering func(lease.ReplicaID) bool) error {
 	for _, name := range changed {
 		l.add(lease.Normal, diary.Updating, name, "", "the new manifest changes service %s: new replicas are started", name)
 	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, p := range l.pulls {
+		poke(p.again) // it may bring other credentials
+	}
 	return nil
 }
 
@@ -414,6 +410,9 @@ func (l *work) step(base, ctx context.Context, owned *sync.WaitGroup) error {
 	}
 	lender := l.w.cfg.Lender != nil
 	for ctx.Err() == nil {
+		if err := l.settle(); err != nil {
+			return err
+		}
 		deeds := blueprint.Decide(l.situation(lender))
 		if len(deeds) == 0 {
 			break
@@ -441,6 +440,9 @@ func (l *work) step(base, ctx context.Context, owned *sync.WaitGroup) error {
 func (l *work) do(base, ctx context.Context, owned *sync.WaitGroup, d blueprint.Deed) (refused bool, err error) {
 	switch {
 	case d.Start != nil:
+		if err := l.equip(*d.Start); err != nil {
+			return false, err
+		}
 		l.launch(base, ctx, owned, *d.Start, false)
 	case d.Stop != nil:
 		l.dismiss(*d.Stop)
@@ -458,17 +460,46 @@ func (l *work) do(base, ctx context.Context, owned *sync.WaitGroup, d blueprint.
 		}
 		l.dismiss(id)
 	case d.Lend > 0:
-		if !l.w.cfg.Lender.Lend(l.key, d.Lend) {
+		if !l.lend(d.Lend) {
 			return true, nil
 		}
 		return false, l.recordLoan(d.Lend)
 	case d.Lend < 0:
-		if err := l.recordLoan(0); err != nil {
-			return false, err
-		}
-		l.w.cfg.Lender.Lend(l.key, 0)
+		return false, l.recordLoan(0)
 	}
 	return false, nil
+}
+
+// settle makes what the lender lends what the record says: they are two effects,
+// and the agent may have ended, or the journal failed, between them. Memory is
+// borrowed before it is recorded and given back after, so nothing that runs
+// counts on more than is lent.
+func (l *work) settle() error {
+	l.mu.Lock()
+	lent := l.rec.Lent
+	l.mu.Unlock()
+	if l.borrowed == lent || l.lend(lent) {
+		return nil
+	}
+	// It is lent elsewhere by now, or the lender has trouble.
+	if err := l.recordLoan(0); err != nil {
+		return err
+	}
+	if !l.lend(0) {
+		return errors.New("give back memory: the lender refused")
+	}
+	return nil
+}
+
+func (l *work) lend(bytes int64) bool {
+	switch {
+	case l.w.cfg.Lender == nil:
+		return bytes == 0
+	case !l.w.cfg.Lender.Lend(l.key, bytes):
+		return false
+	}
+	l.borrowed = bytes
+	return true
 }
 
 func (l *work) recordLoan(bytes int64) error {
@@ -515,7 +546,7 @@ func (l *work) launch(base, ctx context.Context, owned *sync.WaitGroup, id lease
 	defer l.mu.Unlock()
 	spec := l.rec.Spec(l.groups, id)
 	work, quit := context.WithCancel(ctx)
-	r := &replica{l: l, id: id, spec: spec, state: blueprint.Wanted, quit: quit, ends: make(chan end, 1), gpus: l.gpusLocked(blueprint.GPUsOf(spec))}
+	r := &replica{l: l, id: id, spec: spec, state: blueprint.Wanted, quit: quit, ends: make(chan end, 1)}
 	l.replicas[id] = r
 	owned.Go(func() {
 		defer quit()
@@ -524,16 +555,39 @@ func (l *work) launch(base, ctx context.Context, owned *sync.WaitGroup, id lease
 	return r
 }
 
-// gpusLocked are n of the lease's GPUs that no replica has.
-func (l *work) gpusLocked(n int) []int {
+// equip puts on record which GPUs of the lease a new replica gets: such as no
+// other has.
+func (l *work) equip(id lease.ReplicaID) error {
+	l.mu.Lock()
+	n := blueprint.GPUsOf(l.rec.Spec(l.groups, id))
+	pods := map[string]bool{}
+	for other := range l.replicas {
+		pods[other.Pod()] = true
+	}
+	l.mu.Unlock()
 	if n == 0 || l.w.cfg.GPUs == nil {
 		return nil
 	}
 	free := slices.Clone(l.w.cfg.GPUs(l.id))
-	for _, r := range l.replicas {
-		free = slices.DeleteFunc(free, func(i int) bool { return slices.Contains(r.gpus, i) })
+	err := l.update(func(r *record) error {
+		gpus := map[string][]int{}
+		for pod, taken := range r.GPUs {
+			if pods[pod] {
+				gpus[pod] = taken
+				free = slices.DeleteFunc(free, func(i int) bool { return slices.Contains(taken, i) })
+			}
+		}
+		if len(free) < n {
+			return fmt.Errorf("%s needs %d GPUs, %d are free", id.Pod(), n, len(free))
+		}
+		gpus[id.Pod()] = free[:n]
+		r.GPUs = gpus
+		return nil
+	}, nil)
+	if err != nil {
+		return fmt.Errorf("record GPUs: %w", err)
 	}
-	return free[:min(n, len(free))]
+	return nil
 }
 
 // dismiss tells a replica to end.
@@ -552,31 +606,13 @@ func (l *work) dismiss(id lease.ReplicaID) {
 // judge finds out the lease's state from that of its replicas.
 func (l *work) judge() {
 	l.mu.Lock()
-	whole, broken := true, false
-	var updated []string
-	for _, w := range l.wantsLocked() {
-		for i := range w.Count {
-			r := l.replicas[lease.ReplicaID{Lease: l.key, Service: w.Name, Revision: w.Plan.Target.Revision, Index: i}]
-			whole = whole && r != nil && r.state == blueprint.Answering
-			broken = broken || r != nil && r.state == blueprint.BackingOff || l.state == blueprint.AllRunning && (r == nil || r.state != blueprint.Answering)
-		}
-		whole = whole && len(w.Plan.Old) == 0
-		if w.Plan.Target.Revision == l.rec.Applied && l.rec.Applied > 1 {
-			updated = append(updated, w.Name)
-		}
+	states := map[lease.ReplicaID]blueprint.ReplicaState{}
+	for id, r := range l.replicas {
+		states[id] = r.state
 	}
-	m := blueprint.Move("")
-	switch {
-	case whole:
-		m = blueprint.Complete
-	case broken:
-		m = blueprint.Impaired
-	}
-	before := l.state
-	if to, err := l.state.Next(m); err == nil {
-		l.state = to
-	}
-	after := l.state
+	before, updated := l.state, l.rec.Updated()
+	after := before.Judge(l.key, l.wantsLocked(), states)
+	l.state = after
 	l.mu.Unlock()
 	if after != before {
 		l.log.Info("workload changed", "state", string(after), "before", string(before))

@@ -11,9 +11,9 @@
 //	err = w.Sweep(ctx, active)                   // when the chain was read anew
 //
 // It does not bid or settle, speak HTTP, or end a lease by itself: a lease whose
-// manifest never comes or never runs stays until Close. It makes no containers,
-// disks or addresses; whoever wires the agent passes in what does (Runtime,
-// Images, Disks, Network), and it only tells them what there should be.
+// manifest never comes or never runs stays until Close; Hopeless lists those that
+// nothing but a change by somebody can help. It makes no containers, disks or
+// addresses; what does is passed in (Runtime, Images, Disks, Network).
 //
 // Each lease has one goroutine that compares what should be with what is and
 // starts or stops replicas; each replica has one that carries it from state to
@@ -22,7 +22,7 @@
 // All effects may be repeated: whoever is in the middle of one when the power
 // goes repeats it afterwards.
 //
-// It promises, at every moment: two replicas never have one persistent volume;
+// It promises, at every moment: two replicas never have one persistent volume or GPU;
 // the replicas of a lease have no more memory (ram volumes included) and GPUs
 // than was leased, but for what [Lender] lent for an update; during an update
 // the old replicas serve until the new ones answer, unless there is no room for
@@ -70,6 +70,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/croft-cloud/croft/agent/blueprint"
 	"github.com/croft-cloud/croft/agent/diary"
 	"github.com/croft-cloud/croft/agent/lease"
@@ -89,7 +91,8 @@ type Leases interface {
 }
 
 // Runtime runs containers. Its methods are called from many goroutines, for one
-// replica from one at a time.
+// replica from one at a time. A call that hangs, here and below, holds up the
+// lease it is about, its end included; List all of them.
 type Runtime interface {
 	// Start makes and starts a container. One that runs under this ID is left
 	// alone; one that ended makes way.
@@ -172,7 +175,9 @@ type Journal interface {
 // new replicas side by side. Whoever keeps the box's capacity is it.
 type Lender interface {
 	// Lend makes bytes all that the lease has borrowed, 0 included, and says
-	// whether it could; if not, what it had before stays lent.
+	// whether it could; if not, what it had before stays lent, and giving it back
+	// is tried again. Loans may be forgotten when the process ends: who still has
+	// one asks for it again.
 	Lend(key lease.Key, bytes int64) bool
 }
 
@@ -227,6 +232,7 @@ type Workloads struct {
 	mu      sync.Mutex
 	works   map[lease.Key]*work // guarded by mu
 	closed  []akash.LeaseID     // guarded by mu; newest last
+	strays  map[lease.Key]bool  // guarded by mu; being freed without being a workload
 	table   blueprint.Table     // guarded by mu; the routes; replaced, never changed
 	changed chan struct{}       // guarded by mu; closed at the next change of the routes
 }
@@ -255,6 +261,7 @@ func New(cfg Config) (*Workloads, error) {
 		writeFile: atomicfile.WriteFile,
 		wake:      make(chan struct{}, 1),
 		works:     map[lease.Key]*work{},
+		strays:    map[lease.Key]bool{},
 		changed:   make(chan struct{}),
 	}
 	for _, name := range cfg.Journal.Keys(keyPrefix) {
@@ -294,7 +301,8 @@ func (w *Workloads) load(key lease.Key) error {
 	if rec.State != blueprint.Closing {
 		if err := l.readGroups(); err != nil {
 			w.log.Error("manifest is lost", "lease", id.String(), "err", err)
-			l.state = blueprint.WaitingManifest
+			l.add(lease.Warning, diary.Failed, "", "", "the stored manifest cannot be read: send it again")
+			l.state, _ = l.state.Next(blueprint.Lost)
 		}
 	}
 	w.works[key] = l
@@ -424,7 +432,8 @@ func (w *Workloads) Close(ctx context.Context, id akash.LeaseID) error {
 // Sweep frees everything on the box that belongs to none of the leases that
 // are active on the confirmed chain: workloads whose lease was closed unseen,
 // and containers, links, disks and images of leases that the journal does not
-// know.
+// know. A lease that Leases knows as active is kept besides: it may be younger
+// than the list.
 func (w *Workloads) Sweep(ctx context.Context, active []akash.LeaseID) error {
 	keep := map[lease.Key]bool{}
 	for _, id := range active {
@@ -433,96 +442,124 @@ func (w *Workloads) Sweep(ctx context.Context, active []akash.LeaseID) error {
 	w.mu.Lock()
 	known := maps.Clone(w.works)
 	w.mu.Unlock()
+	strays, err := w.keys(ctx)
+	var each errgroup.Group // one may take long
 	for key, l := range known {
 		if !keep[key] {
-			if err := w.Close(ctx, l.id); err != nil {
-				return err
-			}
+			each.Go(func() error { return w.closeUnlessActive(ctx, l.id) })
 		}
 		keep[key] = true
 	}
-	strays := map[lease.Key]bool{}
-	containers, err := w.cfg.Runtime.List(ctx)
+	for key := range strays {
+		if !keep[key] {
+			each.Go(func() error { return w.freeStray(ctx, key) })
+		}
+	}
+	return errors.Join(err, each.Wait())
+}
+
+// keys are the leases that there is anything of on the box.
+func (w *Workloads) keys(ctx context.Context) (map[lease.Key]bool, error) {
+	keys := map[lease.Key]bool{}
+	containers, links, err := w.there(ctx, "")
 	if err != nil {
-		return fmt.Errorf("list containers: %w", err)
+		return nil, err
 	}
-	for id := range containers {
-		strays[id.Lease] = true
-	}
-	links, err := w.cfg.Network.Attached(ctx)
-	if err != nil {
-		return fmt.Errorf("list links: %w", err)
-	}
-	for _, id := range links {
-		strays[id.Lease] = true
+	for _, id := range slices.AppendSeq(links, maps.Keys(containers)) {
+		keys[id.Lease] = true
 	}
 	disks, err := w.cfg.Disks.List(ctx)
 	if err != nil {
-		return fmt.Errorf("list disks: %w", err)
+		return nil, fmt.Errorf("list disks: %w", err)
 	}
 	for _, key := range disks {
-		strays[key] = true
+		keys[key] = true
 	}
 	for _, name := range w.cfg.Journal.Keys(keyPrefix) { // also damaged records
-		strays[lease.Key(strings.TrimPrefix(name, keyPrefix))] = true
+		keys[lease.Key(strings.TrimPrefix(name, keyPrefix))] = true
 	}
 	folders, err := os.ReadDir(w.cfg.Dir) // also of a manifest whose record was never written
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("list manifests: %w", err)
+		return nil, fmt.Errorf("list manifests: %w", err)
 	}
 	for _, f := range folders {
-		strays[lease.Key(f.Name())] = true
+		keys[lease.Key(f.Name())] = true
 	}
-	var errs []error
-	for key := range strays {
-		// A manifest may have been accepted since the first look.
-		w.turn.Lock()
-		w.mu.Lock()
-		known := w.works[key] != nil
-		w.mu.Unlock()
-		if !known && !keep[key] {
-			err := w.free(ctx, key)
-			if err == nil {
-				err = w.cfg.Journal.Delete(keyPrefix + string(key))
-			}
-			errs = append(errs, err)
-		}
-		w.turn.Unlock()
+	delete(keys, "") // would name all
+	return keys, nil
+}
+
+func (w *Workloads) closeUnlessActive(ctx context.Context, id akash.LeaseID) error {
+	active, _, _, err := w.cfg.Leases.LeasesOf(ctx, id.Owner, id.DSeq)
+	switch {
+	case err != nil:
+		return fmt.Errorf("look up lease %s: %w", id, err)
+	case slices.Contains(active, id):
+		return nil
 	}
-	return errors.Join(errs...)
+	return w.Close(ctx, id)
+}
+
+// freeStray frees what no workload of ours has. A manifest that comes meanwhile
+// is refused.
+func (w *Workloads) freeStray(ctx context.Context, key lease.Key) error {
+	w.turn.Lock() // none is being stored
+	w.mu.Lock()
+	busy := w.works[key] != nil || w.strays[key]
+	if !busy {
+		w.strays[key] = true
+	}
+	w.mu.Unlock()
+	w.turn.Unlock()
+	if busy {
+		return nil
+	}
+	err := w.free(ctx, key)
+	if err == nil {
+		err = w.cfg.Journal.Delete(keyPrefix + string(key))
+	}
+	w.mu.Lock()
+	delete(w.strays, key)
+	w.mu.Unlock()
+	return err
+}
+
+// there is what runs, or ran, and what is linked under a lease's key; an empty
+// key means all. It has the containers also when links could not be listed.
+func (w *Workloads) there(ctx context.Context, key lease.Key) (map[lease.ReplicaID]*lease.Exit, []lease.ReplicaID, error) {
+	containers, err := w.cfg.Runtime.List(ctx)
+	if err != nil {
+		return nil, nil, fmt.Errorf("list containers: %w", err)
+	}
+	other := func(id lease.ReplicaID) bool { return key != "" && id.Lease != key }
+	maps.DeleteFunc(containers, func(id lease.ReplicaID, _ *lease.Exit) bool { return other(id) })
+	links, err := w.cfg.Network.Attached(ctx)
+	if err != nil {
+		return containers, nil, fmt.Errorf("list links: %w", err)
+	}
+	return containers, slices.DeleteFunc(links, other), nil
 }
 
 // free takes from the box all that carries the lease's key, but its record in
 // the journal. It may be repeated.
 func (w *Workloads) free(ctx context.Context, key lease.Key) error {
-	containers, err := w.cfg.Runtime.List(ctx)
-	if err != nil {
-		return fmt.Errorf("list containers: %w", err)
-	}
+	containers, links, unlisted := w.there(ctx, key)
 	var stops sync.WaitGroup // each may take all of its grace
 	errs := make([]error, len(containers))
 	for i, id := range slices.Collect(maps.Keys(containers)) {
-		if id.Lease == key {
-			stops.Go(func() {
-				if err := w.cfg.Runtime.Stop(ctx, id, w.cfg.Grace); err != nil {
-					errs[i] = fmt.Errorf("stop %s: %w", id.Pod(), err)
-				}
-			})
-		}
+		stops.Go(func() {
+			if err := w.cfg.Runtime.Stop(ctx, id, w.cfg.Grace); err != nil {
+				errs[i] = fmt.Errorf("stop %s: %w", id.Pod(), err)
+			}
+		})
 	}
 	stops.Wait()
-	if err := errors.Join(errs...); err != nil {
+	if err := errors.Join(append(errs, unlisted)...); err != nil {
 		return err
 	}
-	links, err := w.cfg.Network.Attached(ctx)
-	if err != nil {
-		return fmt.Errorf("list links: %w", err)
-	}
 	for _, id := range links {
-		if id.Lease == key {
-			if err := w.cfg.Network.Detach(ctx, id); err != nil {
-				return fmt.Errorf("detach %s: %w", id.Pod(), err)
-			}
+		if err := w.cfg.Network.Detach(ctx, id); err != nil {
+			return fmt.Errorf("detach %s: %w", id.Pod(), err)
 		}
 	}
 	if err := w.cfg.Network.SetLease(ctx, key, nil); err != nil {
@@ -530,13 +567,12 @@ func (w *Workloads) free(ctx context.Context, key lease.Key) error {
 	}
 	// A start that was broken off by the end of an earlier agent may have gone
 	// on behind its back.
-	if containers, err = w.cfg.Runtime.List(ctx); err != nil {
-		return fmt.Errorf("list containers: %w", err)
+	containers, _, err := w.there(ctx, key)
+	if err != nil {
+		return err
 	}
 	for id := range containers {
-		if id.Lease == key {
-			return fmt.Errorf("container of %s is there again", id.Pod())
-		}
+		return fmt.Errorf("container of %s is there again", id.Pod())
 	}
 	if err := w.cfg.Images.Release(ctx, key); err != nil {
 		return fmt.Errorf("release images: %w", err)
@@ -544,8 +580,8 @@ func (w *Workloads) free(ctx context.Context, key lease.Key) error {
 	if err := w.cfg.Disks.Remove(ctx, key); err != nil {
 		return fmt.Errorf("remove disk: %w", err)
 	}
-	if w.cfg.Lender != nil {
-		w.cfg.Lender.Lend(key, 0)
+	if w.cfg.Lender != nil && !w.cfg.Lender.Lend(key, 0) {
+		return errors.New("give back memory: the lender refused")
 	}
 	if err := os.RemoveAll(w.folder(key)); err != nil {
 		return fmt.Errorf("remove files: %w", err)
@@ -604,6 +640,8 @@ func (w *Workloads) newWork(id akash.LeaseID) *work {
 		w:        w,
 		id:       id,
 		key:      lease.KeyOf(id),
+		rec:      record{Lease: id.String(), State: blueprint.WaitingManifest},
+		state:    blueprint.WaitingManifest,
 		log:      w.log.With("lease", id.String()),
 		wake:     make(chan struct{}, 1),
 		closing:  make(chan struct{}),

@@ -1,5 +1,3 @@
-//go:build provider
-
 package workload
 
 import (
@@ -307,23 +305,43 @@ func TestEndsAreToldAndRepeatedWithPauses(t *testing.T) {
 			t.Errorf("note %q names no limit", note)
 		}
 		settle()
-		began := time.Now()
-		for range 20 {
-			for !w.end(lease.ReplicaID{Lease: lease.KeyOf(id), Service: "web", Revision: 1}, 3, false) {
+		web := lease.ReplicaID{Lease: lease.KeyOf(id), Service: "web", Revision: 1}
+		// pause ends the replica and says how long nothing was done about it.
+		pause := func() time.Duration {
+			t.Helper()
+			if !w.end(web, 3, false) {
+				t.Fatal("nothing ran")
+			}
+			ended := time.Now()
+			for len(w.running("web")) == 0 {
 				time.Sleep(100 * time.Millisecond)
+				synctest.Wait()
+			}
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			return w.containers[web].started.Sub(ended) - stopTakes - startTakes
+		}
+		least := shortestPause // the first end was the one above
+		for n := range 12 {
+			least = min(2*least, longestPause/2)
+			if got := pause(); got < least || got >= 2*least {
+				t.Errorf("pause %d was %s, want at least %s and less than twice that", n+2, got, least)
 			}
 		}
-		if took := time.Since(began); took < 5*time.Minute {
-			t.Errorf("20 ends in a row took %s only", took)
+		if !w.end(web, 3, false) {
+			t.Fatal("nothing ran")
 		}
-		synctest.Wait()
+		time.Sleep(time.Second)
 		status, _ := l.Status(id)
-		if !strings.Contains(status[0].Problem, "exit code 3") || !strings.Contains(l.note(t, id, diary.BackOff), "in a row") {
+		if !strings.Contains(status[0].Problem, "exit code 3, 13 times in a row") || !strings.Contains(l.note(t, id, diary.BackOff), "ended with exit code 3, 13 times in a row") {
 			t.Errorf("problem %q, note %q", status[0].Problem, l.note(t, id, diary.BackOff))
 		}
-		time.Sleep(longestPause + time.Minute)
+		time.Sleep(longestPause + steadyAfter + time.Minute)
 		if l.State(id) != blueprint.AllRunning {
 			t.Errorf("state %s", l.State(id))
+		}
+		if got := pause(); got < shortestPause || got >= 2*shortestPause {
+			t.Errorf("pause after a long run was %s", got)
 		}
 	})
 	w.sound(t)
@@ -331,15 +349,16 @@ func TestEndsAreToldAndRepeatedWithPauses(t *testing.T) {
 
 func TestPullsThatFail(t *testing.T) {
 	for _, tc := range []struct {
-		name  string
-		err   error
-		want  string
-		most  int // attempts in an hour
-		least int
+		name     string
+		err      error
+		want     string
+		least    int // attempts in an hour: all pauses as long as they can be
+		most     int // as short as they can be
+		hopeless bool
 	}{
-		{"a registry that is down is asked again with growing pauses", errors.New("registry is down"), "registry is down", 80, 12},
+		{"a registry that is down is asked again with growing pauses", errors.New("registry is down"), "registry is down", 18, 30, false},
 		{"an unknown image is asked for rarely, and the event says what to do",
-			&croft.Error{Kind: croft.KindNotFound, Err: errors.New("no such image")}, "check the image's name and tag", 8, 5},
+			&croft.Error{Kind: croft.KindNotFound, Err: errors.New("no such image")}, "check the image's name and tag", 6, 6, true},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			w := newWorld(t)
@@ -356,6 +375,15 @@ func TestPullsThatFail(t *testing.T) {
 				if n > tc.most || n < tc.least {
 					t.Errorf("%d attempts, want %d to %d", n, tc.least, tc.most)
 				}
+				plights := l.Hopeless()
+				if tc.hopeless != (len(plights) == 1) {
+					t.Errorf("hopeless: %+v", plights)
+				}
+				for _, p := range plights {
+					if p.Lease != id || time.Since(p.Since) < 58*time.Minute || !strings.Contains(p.Why, "image web:1 is not here: no such image") {
+						t.Errorf("plight %+v, now %s", p, time.Now())
+					}
+				}
 				status, _ := l.Status(id)
 				if note := l.note(t, id, diary.Failed); !strings.Contains(note, tc.want) || !strings.Contains(status[0].Problem, tc.want) {
 					t.Errorf("note %q, problem %q", note, status[0].Problem)
@@ -367,6 +395,9 @@ func TestPullsThatFail(t *testing.T) {
 				time.Sleep(2 * slowRetry)
 				if l.State(id) != blueprint.AllRunning || w.pulls["web:1"] != 1 {
 					t.Errorf("state %s after %d pulls for three replicas", l.State(id), w.pulls["web:1"])
+				}
+				if plights := l.Hopeless(); len(plights) != 0 {
+					t.Errorf("still hopeless: %+v", plights)
 				}
 			})
 			w.sound(t)
@@ -463,7 +494,6 @@ func TestRefusals(t *testing.T) {
 		if err := l.Accept(ctx, tenant, 7, make([]byte, blueprint.MaxManifest+1)); !errors.Is(err, blueprint.ErrTooMany) {
 			t.Errorf("too large: %v", err)
 		}
-		d := w.deployed[id.DeploymentID]
 		w.deploy(t, 7, app("web:1", 2, "", "")) // the group on chain has one
 		if err := l.accept(7); !errors.Is(err, blueprint.ErrMismatch) {
 			t.Errorf("more replicas than leased: %v", err)
@@ -472,7 +502,6 @@ func TestRefusals(t *testing.T) {
 		if err := l.accept(7); !errors.Is(err, blueprint.ErrHostTaken) {
 			t.Errorf("host below the ingress domain: %v", err)
 		}
-		_ = d
 		// A tenant who is a block ahead of us is waited for.
 		go func() {
 			time.Sleep(3 * time.Second)
