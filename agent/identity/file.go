@@ -19,8 +19,9 @@ import (
 
 // The files in DIR/identity.
 const (
-	keyName    = "device.key"
-	recordName = "kind"
+	keyName     = "device.key"
+	recordName  = "kind"
+	sealingName = "sealing.key"
 )
 
 // pemType is the PEM label of PKCS #8.
@@ -28,6 +29,9 @@ const pemType = "PRIVATE KEY"
 
 // maxKeyFile is more than any P-256 key in PEM takes.
 const maxKeyFile = 16 << 10
+
+// errNoKey reports a key file that holds something else.
+var errNoKey = errors.New("not a key file")
 
 // record is what DIR/identity/kind holds.
 type record struct {
@@ -72,7 +76,7 @@ func (o *opener) loadKeyFile() (*ecdsa.PrivateKey, bool) {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, false
 	case err != nil:
-		o.setAside(path, err)
+		o.setAside("device key", path, err)
 		return nil, false
 	}
 	o.restrict(path, 0o600)
@@ -80,21 +84,8 @@ func (o *opener) loadKeyFile() (*ecdsa.PrivateKey, bool) {
 }
 
 func readKeyFile(path string) (*ecdsa.PrivateKey, error) {
-	// O_NONBLOCK: a FIFO in its place must not hold up the start.
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	data, err := readSmall(path)
 	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	if !info.Mode().IsRegular() || info.Size() > maxKeyFile {
-		return nil, errors.New("not a key file")
-	}
-	data := make([]byte, info.Size())
-	if _, err := f.ReadAt(data, 0); err != nil {
 		return nil, err
 	}
 	block, _ := pem.Decode(data)
@@ -112,22 +103,46 @@ func readKeyFile(path string) (*ecdsa.PrivateKey, error) {
 	return key, nil
 }
 
-// setAside renames a broken key file to the first free .broken-N. If it cannot
-// be renamed it stays, and storeKeyFile will refuse to replace it.
-func (o *opener) setAside(path string, cause error) {
+func readSmall(path string) ([]byte, error) {
+	// O_NONBLOCK: a FIFO in its place must not hold up the start.
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	if errors.Is(err, syscall.ELOOP) { // a symbolic link
+		return nil, errNoKey
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() || info.Size() > maxKeyFile {
+		return nil, errNoKey
+	}
+	data := make([]byte, info.Size())
+	if _, err := f.ReadAt(data, 0); err != nil {
+		return nil, err
+	}
+	return data, nil
+}
+
+// setAside renames a broken file of what to the first free .broken-N. If it
+// cannot be renamed it stays, and nobody replaces it.
+func (o *opener) setAside(what, path string, cause error) {
 	for n := 1; ; n++ {
 		aside := fmt.Sprintf("%s.broken-%d", path, n)
 		if _, err := os.Lstat(aside); err == nil {
 			continue
 		} else if !errors.Is(err, fs.ErrNotExist) {
-			o.notef("The device key file is broken (%v) and cannot be moved aside: %v.", cause, err)
+			o.notef("The %s file is broken (%v) and cannot be moved aside: %v.", what, cause, err)
 			return
 		}
 		if err := os.Rename(path, aside); err != nil {
-			o.notef("The device key file is broken (%v) and cannot be moved aside: %v.", cause, err)
+			o.notef("The %s file is broken (%v) and cannot be moved aside: %v.", what, cause, err)
 			return
 		}
-		o.notef("The device key file was broken (%v) and is kept as %s.", cause, aside)
+		o.notef("The %s file was broken (%v) and is kept as %s.", what, cause, aside)
 		return
 	}
 }

@@ -1,5 +1,6 @@
 // Package identity holds the device key, an ECDSA P-256 key that names the
-// device for life: its [croft.DeviceID] is the hash of the public key.
+// device for life: its [croft.DeviceID] is the hash of the public key. It also
+// seals small secrets for the box alone ([Identity.Seal]).
 //
 // [Open] never fails for a damaged or missing part. It takes the first it finds
 // of: the key of the kind that was recorded, the key in the TPM, a key file, a
@@ -22,6 +23,25 @@
 // What survives: power cut at any line, the key or the absence of one; no key
 // is used before it is on the disk. Loss of /perm keeps a TPM identity and ends
 // a file identity. A broken key file is kept aside as device.key.broken-N.
+//
+// # Sealing
+//
+// Secrets are sealed where the device key is. With the device key in the TPM
+// the TPM encrypts them under its storage root key: without the board a stolen
+// disk is useless. A thief of the whole box is not kept out: it must start
+// without anybody typing, after any update. Otherwise they are encrypted with
+// AES-256-GCM under DIR/identity/sealing.key, which protects what leaves the
+// box without that file and nothing more: the file lies on the same disk.
+// What was sealed says by which of the two, and is opened by that one, whatever
+// the device key does meanwhile.
+//
+//	TPM busy, failing, switched off        not now: an error, and all is well when the TPM is
+//	TPM of another board                   not now: the disk may go back
+//	TPM cleared, or all of it reset by     never: croft.KindInvalid; but a reset that changes the
+//	a firmware update                      endorsement seed too looks like another board's TPM
+//	sealing.key lost or replaced           never; a broken one is kept aside as sealing.key.broken-N
+//	/perm full                             nothing is sealed; what is, can be opened
+//	the sealed bytes changed               never
 package identity
 
 import (
@@ -38,6 +58,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"sync"
 
 	"github.com/croft-cloud/croft"
 )
@@ -73,6 +94,9 @@ type Identity struct {
 		crypto.Signer
 		io.Closer
 	}
+
+	dir, tpm string     // for sealing, as the opener has them
+	sealing  sync.Mutex // held while something is sealed or opened: a TPM has room for few objects
 }
 
 // Open finds the device key or makes one. An error means that no key at all
@@ -156,7 +180,8 @@ func (o *opener) open() (*Identity, error) {
 		o.notef("This device was %s and is now %s: it must be enrolled and claimed again.", was.DeviceID, i.id)
 		o.writeRecord(i)
 	}
-	i.notes = o.notes
+	o.checkSealingKey()
+	i.notes, i.dir, i.tpm = o.notes, o.dir, o.tpm
 	return i, nil
 }
 

@@ -92,18 +92,7 @@ func TestTheKeyIsInTheTPM(t *testing.T) {
 		for range 10 { // a TPM has room for three
 			closeTPM(t, mustOpen(t, dir, socket))
 		}
-		tpm, err := openTPM(socket)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer tpm.Close()
-		got, err := tpm2.GetCapability{Capability: tpm2.TPMCapHandles, Property: 0x80000000, PropertyCount: 8}.Execute(tpm)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if handles, err := got.CapabilityData.Data.Handles(); err != nil || len(handles.Handle) != 0 {
-			t.Errorf("handles %v are left, %v", handles, err)
-		}
+		wantNoHandles(t, socket)
 	})
 	t.Run("also when /perm is lost", func(t *testing.T) {
 		for _, dir := range []string{"", t.TempDir()} {
@@ -178,5 +167,21 @@ func closeTPM(t *testing.T, i *Identity) {
 	t.Helper()
 	if err := i.Close(); err != nil {
 		t.Error(err)
+	}
+}
+
+func wantNoHandles(t *testing.T, socket string) {
+	t.Helper()
+	tpm, err := openTPM(socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tpm.Close()
+	got, err := tpm2.GetCapability{Capability: tpm2.TPMCapHandles, Property: 0x80000000, PropertyCount: 8}.Execute(tpm)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if handles, err := got.CapabilityData.Data.Handles(); err != nil || len(handles.Handle) != 0 {
+		t.Errorf("handles %v are left, %v", handles, err)
 	}
 }
