@@ -16,6 +16,7 @@ import (
 	"github.com/diskfs/go-diskfs/partition/gpt"
 	"golang.org/x/sys/unix"
 
+	"github.com/croft-cloud/croft"
 	"github.com/croft-cloud/croft/firmware/bootlog"
 )
 
@@ -144,14 +145,7 @@ func (b *bench) wantFile(name, content string) {
 // spoil writes into the partition of the detached disk.
 func (b *bench) spoil(at int64, data []byte) {
 	b.t.Helper()
-	f, err := os.OpenFile(b.image, os.O_RDWR, 0)
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	defer f.Close()
-	if _, err := f.WriteAt(data, permAt+at); err != nil {
-		b.t.Fatal(err)
-	}
+	write(b.t, b.image, permAt+at, data)
 }
 
 // canGrow reports whether this process may let a mounted file system grow; a
@@ -312,6 +306,13 @@ func TestDamageIsRepairedAsFarAsItGoes(t *testing.T) {
 			bootlog.PermRepaired, true,
 		},
 		{
+			"the root folder's inode is damaged", 0,
+			func(t *testing.T, b *bench) {
+				b.spoil(rootInode(t, fmt.Sprintf("%s?offset=%d", b.image, permAt)), noise(4))
+			},
+			bootlog.PermOK, true,
+		},
+		{
 			"all is noise", 0,
 			func(_ *testing.T, b *bench) { b.spoil(0, noise(permSize)) },
 			bootlog.PermRenewed, false,
@@ -366,6 +367,119 @@ func TestDamageIsRepairedAsFarAsItGoes(t *testing.T) {
 			b.unmount()
 			b.boot(bootlog.PermOK)
 		})
+	}
+}
+
+// rootInode is where the checksummed inode of the root folder lies, in bytes; its
+// time of access is the first thing that may change without harm.
+func rootInode(t *testing.T, device string) int64 {
+	t.Helper()
+	out := run(t, "debugfs", "-R", "imap <2>", device)
+	var group, block, offset int64
+	if _, err := fmt.Sscanf(strings.ReplaceAll(out[strings.Index(out, "part of"):], "\n", " "), "part of block group %d located at block %d, offset %v", &group, &block, &offset); err != nil {
+		t.Fatalf("debugfs says %q: %v", out, err)
+	}
+	const accessTime = 8
+	return block*4096 + offset + accessTime
+}
+
+// TestRepair is what any other file system of the box gets.
+func TestRepair(t *testing.T) {
+	const size = 300 << 20 // two backups
+	for _, tc := range []struct {
+		name  string
+		spoil func(t *testing.T, image string)
+		want  croft.Kind // KindInvalid: beyond repair
+	}{
+		{"nothing is wrong", func(*testing.T, string) {}, ""},
+		{"superblock and descriptors are lost", func(t *testing.T, image string) { write(t, image, 0, noise(64<<10)) }, ""},
+		{"descriptors are lost", func(t *testing.T, image string) { write(t, image, 4096, noise(4096)) }, ""},
+		{"the root folder's inode is damaged", func(t *testing.T, image string) { write(t, image, rootInode(t, image), noise(4)) }, ""},
+		{"all is noise", func(t *testing.T, image string) { write(t, image, 0, noise(size)) }, croft.KindInvalid},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			image, dir := newImage(t, size)
+			tc.spoil(t, image)
+			device := run(t, "losetup", "-f", "--show", image)
+			defer run(t, "losetup", "-d", device)
+			err := repairAny(t.Context(), staticFsck, device)
+			if (err == nil) != (tc.want == "") || croft.KindOf(err) != tc.want {
+				t.Fatalf("error is %v", err)
+			}
+			if err != nil {
+				return
+			}
+			if err := unix.Mount(device, dir, "ext4", 0, "errors=remount-ro"); err != nil {
+				t.Fatal(err)
+			}
+			defer run(t, "umount", dir)
+			if got, err := os.ReadFile(filepath.Join(dir, "kept")); err != nil || string(got) != "by a tenant" {
+				t.Errorf("the file holds %q, %v", got, err)
+			}
+		})
+	}
+	t.Run("what is mounted is left alone", func(t *testing.T) {
+		image, dir := newImage(t, size)
+		device := run(t, "losetup", "-f", "--show", image)
+		defer run(t, "losetup", "-d", device)
+		run(t, "mount", device, dir)
+		defer run(t, "umount", dir)
+		if err := repairAny(t.Context(), staticFsck, device); err == nil || croft.KindOf(err) == croft.KindInvalid {
+			t.Errorf("error is %v", err)
+		}
+	})
+	for name, checker := range map[string]string{
+		"the checker is missing":    "",
+		"the checker is killed":     "#!/bin/sh\nkill -9 $$\n",
+		"the checker cannot read":   "#!/bin/sh\necho 'Input/output error while trying to open'\nexit 8\n",
+		"the checker takes forever": "#!/bin/sh\nexec sleep 1000\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			image, _ := newImage(t, size)
+			write(t, image, 4096, noise(4096))
+			device := run(t, "losetup", "-f", "--show", image)
+			defer run(t, "losetup", "-d", device)
+			program := filepath.Join(t.TempDir(), "fsck")
+			if checker != "" {
+				if err := os.WriteFile(program, []byte(checker), 0o700); err != nil {
+					t.Fatal(err)
+				}
+			}
+			ctx := t.Context()
+			if strings.Contains(checker, "sleep") {
+				var cancel context.CancelFunc
+				ctx, cancel = context.WithTimeout(ctx, 1)
+				defer cancel()
+			}
+			if err := repairAny(ctx, program, device); err == nil || croft.KindOf(err) == croft.KindInvalid {
+				t.Errorf("error is %v", err)
+			}
+		})
+	}
+}
+
+// newImage is a file system with a file, and a folder to mount it on.
+func newImage(t *testing.T, size int64) (image, dir string) {
+	t.Helper()
+	image, dir = filepath.Join(t.TempDir(), "disk.img"), t.TempDir()
+	tree := t.TempDir()
+	if err := os.WriteFile(filepath.Join(tree, "kept"), []byte("by a tenant"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	run(t, "mke2fs", "-q", "-t", "ext4", "-b", "4096", "-d", tree, image, fmt.Sprintf("%dK", size>>10))
+	return image, dir
+}
+
+// write changes a file in place.
+func write(t *testing.T, path string, at int64, data []byte) {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteAt(data, at); err != nil {
+		t.Fatal(err)
 	}
 }
 

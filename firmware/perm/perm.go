@@ -14,6 +14,8 @@
 //     can be read, so that nothing could be saved, is a new file system made.
 //   - Anything else that keeps /perm from being mounted leaves the data alone: a
 //     memory file system stands in and the box says so.
+//
+// Other file systems of the box, those of leases, have [Repair].
 package perm
 
 import (
@@ -33,6 +35,7 @@ import (
 	"github.com/diskfs/go-diskfs/partition/gpt"
 	"golang.org/x/sys/unix"
 
+	"github.com/croft-cloud/croft"
 	"github.com/croft-cloud/croft/firmware/bootlog"
 )
 
@@ -47,6 +50,9 @@ type Config struct {
 
 	Say func(string) // told before work that may take long, for whoever watches; may be nil
 }
+
+// Checker is where the root of a box has its e2fsck, statically linked.
+const Checker = "/usr/lib/croft/e2fsck"
 
 // TemplateArgs are the arguments with which mke2fs makes the template in file:
 // an empty ext4 of 64 MiB that can grow to 16 TiB. With E2FSPROGS_FAKE_TIME in
@@ -262,42 +268,30 @@ func zero(to device, size int64) error {
 func check(ctx context.Context, cfg Config) (bootlog.PermState, error) {
 	ctx, cancel := context.WithTimeout(ctx, checkLimit)
 	defer cancel()
-	// With the backup superblocks of group 1, 3 and 5 (block size 4096), then
-	// without; or the other way round.
-	backups := [][]string{{"-b", "32768", "-B", "4096"}, {"-b", "98304", "-B", "4096"}, {"-b", "163840", "-B", "4096"}}
-	attempts := append(backups, nil)
-	if !headDamaged(cfg) {
-		// Safe repairs only; the usual case, done in a moment.
-		code, _, err := fsck(ctx, cfg, "-p")
+	head := headDamaged(cfg.Partition, cfg.Target)
+	if !head {
+		// The usual case, done in a moment.
+		code, _, err := fsck(ctx, cfg.Fsck, cfg.Partition, "-p") // safe repairs only
 		if err != nil {
 			return "", err
 		}
-		if code < 4 {
+		if code < good {
 			return bootlog.PermOK, nil
 		}
-		attempts = append([][]string{nil}, backups...)
 	}
 	if cfg.Say != nil {
 		cfg.Say("The storage of the box is damaged and is being repaired. This can take many minutes; please leave the box plugged in.")
 	}
-	code, nothing := 0, true
-	for _, extra := range attempts {
-		var out string
-		var err error
-		code, out, err = fsck(ctx, cfg, append([]string{"-y", "-f"}, extra...)...)
-		if err != nil {
-			return "", err
-		}
-		if code < 4 {
-			return bootlog.PermRepaired, nil
-		}
-		nothing = nothing && noSuperblock(out)
-	}
-	if readOnly(cfg.Partition) {
+	v, err := repair(ctx, cfg.Fsck, cfg.Partition, head)
+	switch {
+	case err != nil:
+		return "", err
+	case v.code < good:
+		return bootlog.PermRepaired, nil
+	case readOnly(cfg.Partition):
 		return bootlog.PermReadOnly, nil // mounting decides
-	}
-	if !nothing {
-		return "", fmt.Errorf("%s is damaged and could not be repaired (e2fsck exit %d); its data was left alone", cfg.Partition, code)
+	case !v.nothing:
+		return "", fmt.Errorf("%s is damaged and could not be repaired (e2fsck exit %d); its data was left alone", cfg.Partition, v.code)
 	}
 	if err := create(cfg.Partition, cfg.Template); err != nil {
 		return "", err
@@ -305,14 +299,80 @@ func check(ctx context.Context, cfg Config) (bootlog.PermState, error) {
 	return bootlog.PermRenewed, nil
 }
 
+// Repair checks and repairs the unmounted ext4 on device, from its backups if it
+// must. An error of kind [croft.KindInvalid] means that it is beyond repair, any
+// other that it could not be tried.
+func Repair(ctx context.Context, device string) error {
+	return repairAny(ctx, Checker, device)
+}
+
+func repairAny(ctx context.Context, program, device string) error {
+	dir, err := os.MkdirTemp("", "repair-")
+	if err != nil {
+		return fmt.Errorf("repair %s: %w", device, err)
+	}
+	defer os.Remove(dir) // an empty folder at worst
+	switch v, err := repair(ctx, program, device, headDamaged(device, dir)); {
+	case err != nil:
+		return fmt.Errorf("repair %s: %w", device, err)
+	case v.code < good:
+		return nil
+	case v.nothing:
+		return &croft.Error{Kind: croft.KindInvalid, Err: fmt.Errorf("repair %s: no superblock is left on it", device)}
+	case v.uncorrected:
+		return &croft.Error{Kind: croft.KindInvalid, Err: fmt.Errorf("repair %s: e2fsck could not mend all", device)}
+	default:
+		return fmt.Errorf("repair %s: e2fsck exit %d", device, v.code)
+	}
+}
+
+// Exit codes of e2fsck (e2fsck(8)).
+const (
+	good        = 4 // below it: the file system is good now
+	uncorrected = 4 // a bit: damage was seen and is still there
+)
+
+// verdict is what became of a file system that was to be repaired.
+type verdict struct {
+	code        int  // the last exit code of e2fsck
+	uncorrected bool // some attempt met what it could not mend
+	nothing     bool // no attempt found a superblock
+}
+
+// repair checks all of a file system, if that does not help from the backup
+// superblocks of group 1, 3 and 5 (block size 4096), and with a damaged head from
+// those first.
+func repair(ctx context.Context, program, device string, head bool) (verdict, error) {
+	ctx, cancel := context.WithTimeout(ctx, checkLimit)
+	defer cancel()
+	attempts := [][]string{nil, {"-b", "32768", "-B", "4096"}, {"-b", "98304", "-B", "4096"}, {"-b", "163840", "-B", "4096"}}
+	if head {
+		attempts = append(attempts[1:], nil)
+	}
+	v := verdict{nothing: true}
+	for _, extra := range attempts {
+		code, out, err := fsck(ctx, program, device, append([]string{"-y", "-f"}, extra...)...)
+		if err != nil {
+			return v, err
+		}
+		v.code = code
+		if code < good {
+			break
+		}
+		v.uncorrected = v.uncorrected || code&uncorrected != 0
+		v.nothing = v.nothing && noSuperblock(out)
+	}
+	return v, nil
+}
+
 // headDamaged asks the kernel whether superblock and group descriptors make
 // sense, without a change to the disk. When they do not, e2fsck must be given
 // the backups first: left to itself it believes the descriptors, clears what
 // they point to ("SEVERE DATA LOSS POSSIBLE") and overwrites the backups.
-func headDamaged(cfg Config) bool {
-	err := unix.Mount(cfg.Partition, cfg.Target, "ext4", unix.MS_RDONLY, "norecovery")
+func headDamaged(device, dir string) bool {
+	err := unix.Mount(device, dir, "ext4", unix.MS_RDONLY, "norecovery")
 	if err == nil {
-		err = unix.Unmount(cfg.Target, 0)
+		err = unix.Unmount(dir, 0)
 	}
 	return errors.Is(err, unix.EUCLEAN) || errors.Is(err, unix.EINVAL)
 }
@@ -339,19 +399,18 @@ func readOnly(path string) bool {
 	return err == nil && ro != 0
 }
 
-// fsck runs e2fsck. Exit codes (e2fsck(8)) below 4 mean: the file system is
-// good now.
-func fsck(ctx context.Context, cfg Config, args ...string) (code int, output string, err error) {
-	cmd := exec.CommandContext(ctx, cfg.Fsck, append(args, cfg.Partition)...)
+// fsck runs e2fsck.
+func fsck(ctx context.Context, program, device string, args ...string) (code int, output string, err error) {
+	cmd := exec.CommandContext(ctx, program, append(args, device)...)
 	out, err := cmd.CombinedOutput()
 	if exit, ok := errors.AsType[*exec.ExitError](err); ok && exit.Exited() {
 		return exit.ExitCode(), string(out), nil
 	}
 	if ctx.Err() != nil {
-		return 0, "", fmt.Errorf("check %s: not done after %v; its data was left alone", cfg.Partition, checkLimit)
+		return 0, "", fmt.Errorf("check %s: broken off or not done after %v; its data was left alone", device, checkLimit)
 	}
 	if err != nil {
-		return 0, "", fmt.Errorf("check %s: %w", cfg.Partition, err)
+		return 0, "", fmt.Errorf("check %s: %w", device, err)
 	}
 	return 0, string(out), nil
 }
