@@ -15,6 +15,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/croft-cloud/croft"
 )
 
 // The kernel lets go of devices a moment after their last user; who asks too
@@ -164,18 +166,6 @@ func (l linux) detach(loop string) error {
 	})
 }
 
-func stretchLoop(loop string) error {
-	dev, err := os.OpenFile(loop, os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	defer dev.Close()
-	if _, err := unix.IoctlRetInt(int(dev.Fd()), unix.LOOP_SET_CAPACITY); err != nil {
-		return fmt.Errorf("grow %s: %w", loop, err)
-	}
-	return nil
-}
-
 // The device mapper: linux/dm-ioctl.h. A request is a header, and for a table a
 // target with its parameters behind it.
 
@@ -268,6 +258,9 @@ func load(name, device string, secret []byte) error {
 	table := cryptTable(uint64(size), device, secret)
 	defer clear(table)
 	_, _, err = dm(unix.DM_TABLE_LOAD, name, unix.DM_SECURE_DATA_FLAG, 1, table)
+	if errors.Is(err, unix.ENOENT) { // of the cipher: the device was there just now
+		return &croft.Error{Kind: croft.KindMissing, Err: fmt.Errorf("set up encryption of %s: the kernel has no AES-XTS", name), Remedy: loadModules()}
+	}
 	if err != nil {
 		return fmt.Errorf("set up encryption of %s: %w", name, err)
 	}
@@ -303,20 +296,6 @@ func (linux) decrypt(name string) error {
 	}
 	if err != nil {
 		return fmt.Errorf("unmap %s: %w", name, err)
-	}
-	return nil
-}
-
-func (linux) stretch(name, loop string, secret []byte) error {
-	if err := stretchLoop(loop); err != nil {
-		return err
-	}
-	if err := load(name, loop, secret); err != nil {
-		return err
-	}
-	// Resume with the new table; the kernel writes out what was under way first.
-	if _, _, err := dm(unix.DM_DEV_SUSPEND, name, 0, 0, nil); err != nil {
-		return fmt.Errorf("grow %s: %w", name, err)
 	}
 	return nil
 }

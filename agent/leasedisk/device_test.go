@@ -1,44 +1,28 @@
-//go:build provider
+//go:build integration || vm
 
 package leasedisk
 
 import (
-	"bytes"
 	"context"
-	"crypto/aes"
 	"crypto/rand"
 	"errors"
-	"io"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"testing"
 	"time"
 
-	"golang.org/x/crypto/xts"
 	"golang.org/x/sys/unix"
 
 	"github.com/croft-cloud/croft"
 	"github.com/croft-cloud/croft/agent/lease"
+	"github.com/croft-cloud/croft/firmware/perm"
 )
 
-// These tests need root and loop devices. Where the kernel has dm-crypt they run
-// with it, and where they have CAP_SYS_RESOURCE disks grow; without either the
-// same tests run without that layer, and TestEncryptionAtRest and
-// TestGrowingOnRealDevices check what the package answers then. The virtual
-// machine of the box has both.
-
-func encrypts() bool { return linux{}.check() == nil }
-
-// canGrow reports whether this process may let a mounted file system grow; a
-// container's root may not.
-func canGrow(t *testing.T) bool {
-	t.Helper()
-	caps := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var data [2]unix.CapUserData
-	must(t, unix.Capget(&caps, &data[0]))
-	return data[0].Effective&(1<<unix.CAP_SYS_RESOURCE) != 0
-}
+// These tests need root and loop devices. With the build tag integration disks
+// are not encrypted and stay as small as the template, which any machine can do.
+// With the tag vm they are encrypted and grow; a kernel of the box runs that.
 
 func realWorld(t *testing.T) *world {
 	t.Helper()
@@ -46,18 +30,10 @@ func realWorld(t *testing.T) *world {
 		t.Fatal("these tests need root")
 	}
 	dir := t.TempDir()
-	w := &world{t: t, sys: linux{}, size: MinSize}
-	w.cfg = Config{Dir: filepath.Join(dir, "leases"), MountDir: filepath.Join(dir, "run"), Reserve: -1}
-	if encrypts() {
-		keeper, err := OpenFileKeeper(filepath.Join(dir, "box.key"))
-		must(t, err)
-		w.cfg.Keeper = keeper
-	} else {
-		w.cfg.Plaintext = true
-		w.sys = plaintext{linux{}}
-	}
-	if canGrow(t) {
-		w.size, w.grown = 40<<20, 300<<20
+	w := &world{t: t, sys: linux{}, size: deviceSize}
+	w.cfg = Config{Dir: filepath.Join(dir, "leases"), MountDir: filepath.Join(dir, "run"), Keeper: &fakeKeeper{}, Reserve: -1}
+	if !encrypted {
+		w.cfg.Plaintext, w.cfg.Keeper, w.sys = true, nil, plaintext{linux{}}
 	}
 	keys := []lease.Key{keyA, keyB}
 	w.reboot = func() { // the kernel forgets; what it had not written yet it writes
@@ -74,7 +50,7 @@ func realWorld(t *testing.T) *world {
 			if up, err := w.sys.mounted(s.mount(key)); err != nil || up {
 				t.Errorf("%s is mounted (%v)", s.mount(key), err)
 			}
-			if _, _, err := dm(unix.DM_DEV_STATUS, mapping(key), 0, 0, nil); encrypts() && !errors.Is(err, unix.ENXIO) {
+			if _, _, err := dm(unix.DM_DEV_STATUS, mapping(key), 0, 0, nil); encrypted && !errors.Is(err, unix.ENXIO) {
 				t.Errorf("%s is mapped (%v)", mapping(key), err)
 			}
 			if loops, err := w.sys.loops(s.image(key)); err != nil || len(loops) > 0 {
@@ -87,7 +63,6 @@ func realWorld(t *testing.T) *world {
 }
 
 func TestEveryStepMayGoWrongOnRealDevices(t *testing.T) {
-	t.Logf("with dm-crypt: %v, with growing: %v", encrypts(), canGrow(t))
 	everyStep(t, realWorld)
 }
 
@@ -95,9 +70,7 @@ func TestDiskIsAHardLimitAndFreedBlocksComeBack(t *testing.T) {
 	w := realWorld(t)
 	s := w.store(w.sys)
 	w.used(s)
-	dir, err := s.Volume(t.Context(), keyA, "web", 0, "data")
-	must(t, err)
-	f, err := os.Create(filepath.Join(dir, "big"))
+	f, err := os.Create(filepath.Join(s.mount(keyA), "big"))
 	must(t, err)
 	defer f.Close()
 	block := make([]byte, 1<<20)
@@ -116,7 +89,7 @@ func TestDiskIsAHardLimitAndFreedBlocksComeBack(t *testing.T) {
 	if full > w.size+w.size>>overheadShift {
 		t.Errorf("a disk of %d bytes takes %d", w.size, full)
 	}
-	must(t, s.Health(keyA))
+	w.open(s) // as after a restart of the agent: a full disk is no damaged one
 	must(t, f.Truncate(0))
 	// The kernel discards after the journal is written, when it finds the time.
 	deadline := time.Now().Add(time.Minute)
@@ -153,7 +126,7 @@ func TestDiskInUseStaysOnRealDevices(t *testing.T) {
 	w := realWorld(t)
 	s := w.store(w.sys)
 	w.used(s)
-	f, err := os.Open(filepath.Join(s.mount(keyA), volumesDir))
+	f, err := os.Open(filepath.Join(s.mount(keyA), "kept"))
 	must(t, err)
 	defer f.Close()
 	wantKind(t, s.Close(t.Context(), keyA), croft.KindRefused)
@@ -181,19 +154,19 @@ func TestLostFileSystemOnRealDevices(t *testing.T) {
 	w.dispose(s)
 }
 
-// e2fsck is a program of the machine, not of the box.
+// e2fsck is a program of the machine; a box has it elsewhere.
 func e2fsck(t *testing.T, device string, args ...string) {
 	t.Helper()
 	program, err := exec.LookPath("e2fsck")
 	if err != nil {
-		t.Fatal("this test needs e2fsck: apt-get install e2fsprogs")
+		program = perm.Checker
 	}
 	out, err := exec.Command(program, append(args, device)...).CombinedOutput()
 	if exit, ok := errors.AsType[*exec.ExitError](err); ok && exit.ExitCode() < 4 && args[0] == "-fy" {
 		return // repaired
 	}
 	if err != nil {
-		t.Errorf("e2fsck: %v\n%s", err, out)
+		t.Errorf("e2fsck (apt-get install e2fsprogs): %v\n%s", err, out)
 	}
 }
 
@@ -237,86 +210,33 @@ func TestCheckerFindsNothingAndRepairsWhatIsFound(t *testing.T) {
 	w.dispose(repairing)
 }
 
-func TestGrowingOnRealDevices(t *testing.T) {
-	if !canGrow(t) {
-		w := realWorld(t)
-		s := w.store(w.sys)
-		must(t, s.Create(t.Context(), keyA, MinSize+32<<20))
-		_, err := s.Open(t.Context(), keyA)
-		wantKind(t, err, croft.KindMissing)
-		if !errors.Is(err, unix.EPERM) {
-			t.Errorf("error is %v", err)
-		}
-		w.clean(t)
-		w.dispose(s)
-		return
-	}
-	for _, mib := range []int64{17, 20, 127, 128, 129, 131, 133, 256, 257, 1000, 5000} {
-		w := realWorld(t)
-		w.size = mib << 20
-		s := w.store(w.sys)
-		begin := time.Now()
-		w.used(s)
-		w.wantSize(s, w.size)
-		_, taken, err := w.sys.allocated(s.image(keyA))
-		must(t, err)
-		t.Logf("%d MiB: made in %v, takes %d KiB", mib, time.Since(begin), taken>>10)
-		must(t, s.Grow(t.Context(), keyA, w.size+200<<20))
-		w.wantFile(s)
-		w.wantSize(s, w.size+200<<20)
-		must(t, s.Close(t.Context(), keyA))
-		w.keeps(s)
-		w.wantSize(s, w.size+200<<20)
-		w.dispose(s)
-	}
-}
-
-func TestEncryptionAtRest(t *testing.T) {
+func TestDamageMetWhileOpenIsRepaired(t *testing.T) {
 	w := realWorld(t)
-	if !encrypts() {
-		w.cfg.Plaintext = false
-		var err error
-		w.cfg.Keeper, err = OpenFileKeeper(filepath.Join(t.TempDir(), "box.key"))
-		must(t, err)
-		_, err = New(w.cfg)
-		wantKind(t, err, croft.KindMissing)
-		t.Logf("this kernel has no dm-crypt: %v", err)
-		return
+	repaired := 0
+	w.cfg.Repair = func(_ context.Context, device string) error {
+		repaired++
+		e2fsck(t, device, "-fy")
+		return nil
 	}
 	s := w.store(w.sys)
-	w.closed(s)
-	image, err := os.Open(s.image(keyA))
+	w.used(s)
+	var st unix.Stat_t
+	must(t, unix.Stat(s.mount(keyA), &st))
+	device, err := os.Readlink(fmt.Sprintf("/sys/dev/block/%d:%d", unix.Major(st.Dev), unix.Minor(st.Dev)))
 	must(t, err)
-	defer image.Close()
-	raw, err := io.ReadAll(image)
-	must(t, err)
-	if bytes.Contains(raw, []byte("by the tenant")) {
-		t.Error("the image holds the tenant's text in clear")
+	must(t, os.WriteFile(filepath.Join("/sys/fs/ext4", filepath.Base(device), "trigger_fs_error"), []byte("test"), 0))
+	if err := os.WriteFile(filepath.Join(s.mount(keyA), "more"), nil, 0o600); !errors.Is(err, unix.EROFS) {
+		t.Fatalf("writing to a damaged disk: %v", err)
 	}
-	// What is in it is what any implementation of XTS under this key reads.
-	secret, err := s.unseal(t.Context(), keyA)
-	must(t, err)
-	cipher, err := xts.NewCipher(aes.NewCipher, secret)
-	must(t, err)
-	found := false
-	for at := 0; at+4096 <= len(raw); at += 4096 {
-		plain := make([]byte, 4096)
-		cipher.Decrypt(plain, raw[at:at+4096], uint64(at/512))
-		if at == 0 && (plain[superAt+magicAt] != 0x53 || plain[superAt+magicAt+1] != 0xef) {
-			t.Error("the image does not begin with an ext4 under its key")
-		}
-		found = found || bytes.Contains(plain, []byte("by the tenant"))
+	w.keeps(s) // for whoever reads
+	must(t, s.Close(t.Context(), keyA))
+	w.keeps(s)
+	must(t, os.WriteFile(filepath.Join(s.mount(keyA), "more"), nil, 0o600))
+	must(t, s.Close(t.Context(), keyA))
+	w.keeps(s)
+	if repaired != 1 {
+		t.Errorf("repaired %d times", repaired)
 	}
-	if !found {
-		t.Error("the tenant's text is not in the image, under its key")
-	}
-	must(t, s.Create(t.Context(), keyB, w.size))
-	other, err := s.unseal(t.Context(), keyB)
-	must(t, err)
-	if bytes.Equal(other, secret) {
-		t.Error("two leases share a key")
-	}
-	must(t, s.Remove(t.Context(), keyB))
 	w.dispose(s)
 }
 

@@ -9,14 +9,11 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
-	"regexp"
 
 	"github.com/google/uuid"
 
 	"github.com/croft-cloud/croft"
 	"github.com/croft-cloud/croft/agent/lease"
-	"github.com/croft-cloud/croft/internal/atomicfile"
 )
 
 // State says what there is of a disk.
@@ -181,10 +178,10 @@ func (s *Store) Disks() ([]Disk, error) {
 	for _, key := range keys {
 		d, err := s.look(key)
 		if err != nil {
-			return nil, fmt.Errorf("list lease disks: %w", err)
+			return nil, fmt.Errorf("look at lease disks: %w", err)
 		}
 		if d.Open, err = s.sys.mounted(s.mount(key)); err != nil {
-			return nil, fmt.Errorf("list lease disks: %w", err)
+			return nil, fmt.Errorf("look at lease disks: %w", err)
 		}
 		disks = append(disks, d)
 	}
@@ -205,7 +202,7 @@ func (s *Store) Usage(key lease.Key) (used, total int64, err error) {
 	switch {
 	case err != nil:
 	case up:
-		used, total, _, err = s.sys.usage(s.mount(key))
+		used, total, err = s.sys.usage(s.mount(key))
 	default:
 		_, used, err = s.sys.allocated(s.image(key))
 		total = r.Size
@@ -214,188 +211,4 @@ func (s *Store) Usage(key lease.Key) (used, total int64, err error) {
 		return 0, 0, fmt.Errorf("measure disk of lease %s: %w", key, err)
 	}
 	return used, total, nil
-}
-
-// Health returns nil while programs can write to the open disk. Kind
-// [croft.KindInvalid]: the kernel met damage and made it read-only, or it is
-// lost; closing and opening tries again.
-func (s *Store) Health(key lease.Key) error {
-	if !keyForm.MatchString(string(key)) {
-		return usage("lease key %q: want l and ten of 0-9 and a-v", key)
-	}
-	if _, err := s.usable(key); err != nil {
-		return fmt.Errorf("check disk of lease %s: %w", key, err)
-	}
-	if err := s.mustBeOpen(key); err != nil {
-		return fmt.Errorf("check disk of lease %s: %w", key, err)
-	}
-	_, _, readOnly, err := s.sys.usage(s.mount(key))
-	if err != nil {
-		return fmt.Errorf("check disk of lease %s: %w", key, err)
-	}
-	if readOnly {
-		return &croft.Error{
-			Kind: croft.KindInvalid, Err: fmt.Errorf("disk of lease %s: the kernel met damage and made it read-only", key),
-			Remedy: "restart the lease",
-		}
-	}
-	return nil
-}
-
-func (s *Store) mustBeOpen(key lease.Key) error {
-	up, err := s.sys.mounted(s.mount(key))
-	if err == nil && !up {
-		err = &croft.Error{Kind: croft.KindRefused, Err: errors.New("the disk is not open"), Remedy: "open it first"}
-	}
-	return err
-}
-
-// The folders at the root of a disk.
-const (
-	scratchDir = "scratch"
-	volumesDir = "volumes"
-	logsDir    = "logs"
-	filesDir   = "files"
-)
-
-func furnish(mount string) error {
-	root, err := os.OpenRoot(mount)
-	if err != nil {
-		return err
-	}
-	defer root.Close()
-	for _, dir := range []string{scratchDir, volumesDir, logsDir, filesDir} {
-		if err := root.Mkdir(dir, 0o711); err != nil && !errors.Is(err, fs.ErrExist) {
-			return err
-		}
-	}
-	return nil
-}
-
-// nameForm is what services, volumes and files may be called: no path, no
-// hidden file, no more than a kernel allows with something appended.
-var nameForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$`)
-
-// maxIndex is more than any service has replicas, in ten digits.
-const maxIndex = 1<<31 - 1
-
-func checkReplica(id lease.ReplicaID) error {
-	if !nameForm.MatchString(id.Service) || id.Index < 0 || id.Index > maxIndex {
-		return usage("replica %d of service %q: not a name for a folder", id.Index, id.Service)
-	}
-	return nil
-}
-
-// on works on an open disk: a tenant may have put a link anywhere below his
-// volumes, so nothing is reached but through root.
-func (s *Store) on(ctx context.Context, key lease.Key, what string, do func(root *os.Root) error) error {
-	release, err := s.acquire(ctx, key)
-	if err != nil {
-		return fmt.Errorf("%s of lease %s: %w", what, key, err)
-	}
-	defer release()
-	err = s.mustBeOpen(key)
-	var root *os.Root
-	if err == nil {
-		root, err = os.OpenRoot(s.mount(key))
-	}
-	if err != nil {
-		return fmt.Errorf("%s of lease %s: %w", what, key, err)
-	}
-	defer root.Close()
-	if err := do(root); err != nil {
-		return fmt.Errorf("%s of lease %s: %w", what, key, noSpace(err))
-	}
-	return nil
-}
-
-// Scratch makes the folder for what a replica writes to its root and returns it.
-// In it are the folders upper and work of an overlay.
-func (s *Store) Scratch(ctx context.Context, id lease.ReplicaID) (string, error) {
-	if err := checkReplica(id); err != nil {
-		return "", err
-	}
-	dir := filepath.Join(scratchDir, id.Container())
-	err := s.on(ctx, id.Lease, "make scratch folder", func(root *os.Root) error {
-		for _, sub := range []string{"upper", "work"} {
-			if err := root.MkdirAll(filepath.Join(dir, sub), 0o755); err != nil {
-				return err
-			}
-			// upper is the replica's root folder: any of its users may enter.
-			if err := root.Chmod(filepath.Join(dir, sub), 0o755); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	return filepath.Join(s.mount(id.Lease), dir), err
-}
-
-// RemoveScratch removes what a replica wrote to its root, and its log. The
-// replica is gone.
-func (s *Store) RemoveScratch(ctx context.Context, id lease.ReplicaID) error {
-	if err := checkReplica(id); err != nil {
-		return err
-	}
-	return s.on(ctx, id.Lease, "remove scratch folder", func(root *os.Root) error {
-		return errors.Join(
-			root.RemoveAll(filepath.Join(scratchDir, id.Container())),
-			root.RemoveAll(logFile(id)),
-		)
-	})
-}
-
-// Volume makes the folder of a volume and returns it. It belongs to the index-th
-// replica of a service and outlives revisions of the manifest. Any user of the
-// replica may write to it, as images run under users of their own.
-func (s *Store) Volume(ctx context.Context, key lease.Key, service string, index int, name string) (string, error) {
-	if err := checkReplica(lease.ReplicaID{Lease: key, Service: service, Index: index}); err != nil {
-		return "", err
-	}
-	if !nameForm.MatchString(name) {
-		return "", usage("volume %q: not a name for a folder", name)
-	}
-	parent := filepath.Join(volumesDir, fmt.Sprintf("%s-%d", service, index))
-	dir := filepath.Join(parent, name)
-	err := s.on(ctx, key, "make volume", func(root *os.Root) error {
-		if err := root.MkdirAll(parent, 0o711); err != nil {
-			return err
-		}
-		err := root.Mkdir(dir, 0o777)
-		if errors.Is(err, fs.ErrExist) {
-			return nil // the tenant's, with the tenant's permissions
-		}
-		if err != nil {
-			return err
-		}
-		return root.Chmod(dir, 0o777) // whatever the umask says
-	})
-	return filepath.Join(s.mount(key), dir), err
-}
-
-// Log returns the file for a replica's output. It need not exist.
-func (s *Store) Log(id lease.ReplicaID) (string, error) {
-	if err := checkReplica(id); err != nil {
-		return "", err
-	}
-	if !keyForm.MatchString(string(id.Lease)) {
-		return "", usage("lease key %q: want l and ten of 0-9 and a-v", id.Lease)
-	}
-	return filepath.Join(s.mount(id.Lease), logFile(id)), nil
-}
-
-func logFile(id lease.ReplicaID) string { return filepath.Join(logsDir, id.Pod()+".log") }
-
-// File writes a generated file (hosts, resolv.conf) that any user of a replica
-// may read, and returns its path.
-func (s *Store) File(ctx context.Context, key lease.Key, name string, data []byte) (string, error) {
-	if !nameForm.MatchString(name) {
-		return "", usage("file %q: not a name for a file", name)
-	}
-	path := filepath.Join(s.mount(key), filesDir, name)
-	// Tenants never get this folder, only single files of it read-only.
-	err := s.on(ctx, key, "write generated file", func(*os.Root) error {
-		return atomicfile.WriteFile(path, data, 0o644)
-	})
-	return path, err
 }

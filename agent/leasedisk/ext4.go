@@ -27,11 +27,13 @@ const (
 	superAt    = 1024
 	superSize  = 1024
 	magicAt    = 0x38
+	stateAt    = 0x3a
 	uuidAt     = 0x68
 	hashSeedAt = 0xec
 	checksumAt = 0x3fc
 
-	magic = 0xef53
+	magic       = 0xef53
+	stateErrors = 2 // a bit: the kernel met damage
 )
 
 // unpack returns the template as a file system of its own.
@@ -78,6 +80,20 @@ func (linux) format(device string, uuid [16]byte) error {
 		return fmt.Errorf("make a file system on %s: %w", device, noSpace(err))
 	}
 	return nil
+}
+
+func (linux) suspect(device string) (bool, error) {
+	dev, err := os.Open(device)
+	if err != nil {
+		return false, err
+	}
+	defer dev.Close()
+	super := make([]byte, superSize)
+	if _, err := dev.ReadAt(super, superAt); err != nil {
+		return false, fmt.Errorf("read superblock: %w", err)
+	}
+	word := func(at int) uint16 { return binary.LittleEndian.Uint16(super[at:]) }
+	return word(magicAt) == magic && word(stateAt)&stateErrors != 0, nil
 }
 
 // mountOptions: minixdf makes df show the size that the tenant rents, with what
@@ -162,10 +178,10 @@ func (linux) fill(dir string, size int64) error {
 	return nil
 }
 
-func (linux) usage(dir string) (used, total int64, readOnly bool, err error) {
+func (linux) usage(dir string) (used, total int64, err error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(dir, &st); err != nil {
-		return 0, 0, false, fmt.Errorf("measure file system: %w", err)
+		return 0, 0, fmt.Errorf("measure file system: %w", err)
 	}
-	return int64(st.Blocks-st.Bfree) * st.Bsize, int64(st.Blocks) * st.Bsize, st.Flags&unix.ST_RDONLY != 0, nil
+	return int64(st.Blocks-st.Bfree) * st.Bsize, int64(st.Blocks) * st.Bsize, nil
 }

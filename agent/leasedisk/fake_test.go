@@ -2,6 +2,7 @@ package leasedisk
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -11,6 +12,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/croft-cloud/croft"
 )
 
 // fake is a kernel in memory over real files: devices and mounts are forgotten by
@@ -22,6 +25,7 @@ type fake struct {
 	room    int64
 	denied  bool // no CAP_SYS_RESOURCE
 	noCrypt bool
+	damaged bool // the kernel met damage on the mounted disks
 
 	next    int
 	devices map[string]*fakeLoop // by device
@@ -77,7 +81,14 @@ func (f *fake) extend(path string, size int64) error {
 	return file.Truncate(size)
 }
 
-func (f *fake) erase(path string) error { return f.remove(path) }
+func (f *fake) erase(path string) error {
+	if _, err := os.Stat(path); err != nil {
+		return nil
+	}
+	return os.WriteFile(path, []byte("noise"), 0o600)
+}
+
+func (f *fake) clear(dir string) error { return os.RemoveAll(dir) }
 
 func (f *fake) remove(path string) error {
 	if err := os.Remove(path); !errors.Is(err, os.ErrNotExist) {
@@ -146,13 +157,6 @@ func (f *fake) decrypt(name string) error {
 	return nil
 }
 
-func (f *fake) stretch(name, _ string, secret []byte) error {
-	if f.maps[name].secret != sha256.Sum256(secret) {
-		return errors.New("grown with another key")
-	}
-	return nil
-}
-
 // under finds image and key below a device.
 func (f *fake) under(device string) (image string, secret []byte) {
 	m := f.maps[filepath.Base(device)]
@@ -208,6 +212,8 @@ func (f *fake) mount(device, dir string) error {
 	return os.Symlink(content, dir)
 }
 
+func (f *fake) suspect(string) (bool, error) { return f.damaged, nil }
+
 func (f *fake) mounted(dir string) (bool, error) {
 	_, ok := f.mounts[dir]
 	return ok, nil
@@ -240,9 +246,9 @@ func (f *fake) fill(dir string, size int64) error {
 	return writeHead(image, head)
 }
 
-func (f *fake) usage(dir string) (used, total int64, readOnly bool, err error) {
+func (f *fake) usage(dir string) (used, total int64, err error) {
 	_, head, err := f.head(f.mounts[dir])
-	return 1 << 20, int64(head[48]) << 20, false, err
+	return 1 << 20, int64(head[48]) << 20, err
 }
 
 // reboot forgets what a power cut ends; mounts lie on a memory file system.
@@ -260,4 +266,28 @@ func (f *fake) nothingLeft(t *testing.T) {
 	if len(f.devices)+len(f.maps)+len(f.mounts) > 0 {
 		t.Errorf("left: loop devices %v, mappings %v, mounts %v", f.devices, f.maps, f.mounts)
 	}
+}
+
+// fakeKeeper is a box without a secret of its own: damage is noticed and nothing
+// is hidden.
+type fakeKeeper struct{ err error }
+
+func (k *fakeKeeper) Seal(_ context.Context, plain []byte) ([]byte, error) {
+	if len(plain) == 0 || len(plain) > MaxPlain {
+		return nil, errors.New("too long for a TPM")
+	}
+	sum := sha256.Sum256(plain)
+	return append(sum[:], plain...), k.err
+}
+
+func (k *fakeKeeper) Open(_ context.Context, sealed []byte) ([]byte, error) {
+	if k.err != nil {
+		return nil, k.err
+	}
+	if len(sealed) > sha256.Size {
+		if sum := sha256.Sum256(sealed[sha256.Size:]); bytes.Equal(sum[:], sealed[:sha256.Size]) {
+			return bytes.Clone(sealed[sha256.Size:]), nil
+		}
+	}
+	return nil, &croft.Error{Kind: croft.KindInvalid, Err: errors.New("it is damaged")}
 }

@@ -16,7 +16,7 @@ import (
 func (linux) extend(path string, size int64) error {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
-		return err
+		return noSpace(err)
 	}
 	defer f.Close()
 	info, err := f.Stat()
@@ -35,7 +35,7 @@ func (linux) extend(path string, size int64) error {
 }
 
 // erase overwrites what is there, so that no copy of it stays in the blocks that
-// the file gives up; a flash disk or a journal may keep one all the same.
+// the file will give up; a flash disk or a journal may keep one all the same.
 func (linux) erase(path string) error {
 	f, err := os.OpenFile(path, os.O_RDWR|unix.O_NOFOLLOW, 0)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -54,10 +54,7 @@ func (linux) erase(path string) error {
 	if _, err := f.WriteAt(noise, 0); err != nil {
 		return err
 	}
-	if err := f.Sync(); err != nil {
-		return err
-	}
-	return linux{}.remove(path)
+	return f.Sync()
 }
 
 func (linux) remove(path string) error {
@@ -69,6 +66,13 @@ func (linux) remove(path string) error {
 		return err
 	}
 	return syncDir(filepath.Dir(path))
+}
+
+func (linux) clear(dir string) error {
+	if err := os.RemoveAll(dir); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(dir))
 }
 
 func syncDir(dir string) error {

@@ -1,12 +1,11 @@
 // Package leasedisk gives each lease one disk: a sparse file that holds an
 // ext4 file system, encrypted below it, mounted for as long as the lease runs.
 // What the replicas write to their roots, the volumes and the logs lie on it and
-// share one hard limit.
+// share one hard limit. What lies where on the disk is the caller's affair.
 //
 // Callers need [New], then [Store.Create] when a lease is won, [Store.Open]
-// before its replicas start and after each start of the agent, [Store.Close]
-// after they stopped and [Store.Remove] when the lease is over. [Store.Scratch],
-// [Store.Volume], [Store.Log] and [Store.File] make the places on an open disk.
+// before its replicas start and after each start of the agent, and
+// [Store.Remove] when the lease is over; [Store.Close] makes Open begin anew.
 // All of these may be repeated: each begins with what it finds and ends in the
 // same state. Calls for one lease wait for each other, calls for several do not.
 //
@@ -16,9 +15,6 @@
 //	loop device              direct I/O where /perm can; lets go of itself when unused
 //	croft-lease-KEY          dm-crypt: aes-xts-plain64, key of 512 bits, sectors of 4096 bytes
 //	MOUNT/KEY                ext4: nodev, nosuid, noatime, discard, errors=remount-ro
-//
-// and on the file system scratch/CONTAINER, volumes/SERVICE-INDEX/NAME,
-// logs/POD.log and files/.
 //
 // Beside the image lie DIR/KEY/key, the disk's key as the [Keeper] sealed it, and
 // DIR/KEY/lease.json, the record. The record is written last: a lease without it
@@ -54,12 +50,12 @@
 //	agent killed           the disk stays mounted and its programs run; Open finds it
 //	power cut, by step     of Create: nothing, or parts without a record; Create begins again
 //	                       of Open, Close: the disk; ext4 replays its journal
-//	                       of Grow: the old size or the new one; Open goes on growing
-//	                       of Remove: a disk without a key; Remove goes on
-//	damaged file system    Config.Repair; failing that the disk is lost, for good, and says so
+//	                       of Remove: the disk, or one whose key is noise or gone; Remove goes on
+//	damaged file system    Open calls Config.Repair; what nobody can repair is lost, for good, and says so
+//	damage met while open  nobody can write until it is closed or the box restarts; then as above
 //	damaged or lost key    the disk is lost
 //	keeper fails           an error; the disk is good when the keeper is
-//	/perm full             cannot be by our own disks; if it is, ext4 turns read-only ([Store.Health])
+//	/perm full             cannot be by our own disks; if it is, as a damaged file system
 //	wrong clock            nothing here asks for the time
 //
 // # Template
@@ -131,12 +127,30 @@ type Config struct {
 	// lack dm-crypt; a box never sets it.
 	Plaintext bool
 
-	// Repair checks and repairs the unmounted ext4 on a device. Nil: a damaged
-	// file system is lost.
+	// Repair checks and repairs the unmounted ext4 on a device. An error of kind
+	// [croft.KindInvalid] means that nobody can, any other that it could not be
+	// tried. Nil: a damaged file system is lost.
 	Repair func(ctx context.Context, device string) error
 
 	Log *slog.Logger // default: discard
 }
+
+// Modules are the kernel modules this package needs, in an order in which they
+// can be loaded, beside what they depend on: the box has no modprobe that the
+// kernel could ask. Debian builds all of them as modules.
+func Modules() []string {
+	return []string{
+		"loop",
+		"aesni_intel",    // AES-XTS by the processor; not on the oldest ones
+		"xts",            // and what those use
+		"dm_mod",         // the device mapper
+		"dm_crypt",       // its encryption
+		"crc32c_generic", // ext4 asks for it by another name than its own
+		"ext4",
+	}
+}
+
+func loadModules() string { return "load the kernel modules " + strings.Join(Modules(), ", ") }
 
 // Store keeps the disks of all leases. All methods may be called from any
 // goroutine.
@@ -194,7 +208,7 @@ func newStore(cfg Config, sys system) (*Store, error) {
 	if err := sys.check(); err != nil {
 		return nil, &croft.Error{
 			Kind: croft.KindMissing, Err: fmt.Errorf("prepare lease disks: %w", err),
-			Remedy: "load the kernel modules loop, dm-mod and dm-crypt",
+			Remedy: loadModules(),
 		}
 	}
 	return &Store{
@@ -284,14 +298,13 @@ func (s *Store) create(ctx context.Context, key lease.Key, bytes int64) error {
 		return nil
 	case d.State == Good:
 		return &croft.Error{
-			Kind:   croft.KindRefused,
-			Err:    fmt.Errorf("the lease has a disk of %d bytes, not of %d", d.Size, size),
-			Remedy: "grow it",
+			Kind: croft.KindRefused, Err: fmt.Errorf("the lease has a disk of %d bytes, not of %d", d.Size, size),
+			Remedy: "close the lease and deploy again",
 		}
-	case d.State == Removing || d.State == Lost:
-		return &croft.Error{
-			Kind: croft.KindRefused, Err: fmt.Errorf("the lease has a disk that is %s", d.State), Remedy: "remove it first",
-		}
+	case d.State == Lost:
+		return lostError(d.Lost)
+	case d.State == Removing:
+		return &croft.Error{Kind: croft.KindRefused, Err: errors.New("the lease's disk is being removed"), Remedy: "remove it first"}
 	}
 	// What a Create left behind that did not end.
 	if err := s.sweep(ctx, key); err != nil {
@@ -408,21 +421,17 @@ func (s *Store) open(ctx context.Context, key lease.Key) error {
 	if err != nil {
 		return err
 	}
-	if up { // the agent was restarted, perhaps in the middle of a Grow
-		_, has, _, err := s.sys.usage(s.mount(key))
+	if up { // the agent was restarted, perhaps before the file system filled its disk
+		_, has, err := s.sys.usage(s.mount(key))
 		if err == nil && has+lastGroup <= r.Size {
-			err = s.stretch(ctx, key, r)
+			err = s.fill(key, r)
 		}
-		return errors.Join(err, furnish(s.mount(key)))
+		return err
 	}
 	if err := s.bringUp(ctx, key, r); err != nil {
 		return err
 	}
-	err = s.fill(key, r)
-	if err == nil {
-		err = furnish(s.mount(key))
-	}
-	if err != nil {
+	if err := s.fill(key, r); err != nil {
 		return errors.Join(err, s.sweep(context.WithoutCancel(ctx), key))
 	}
 	return nil
@@ -438,7 +447,7 @@ func (s *Store) bringUp(ctx context.Context, key lease.Key, r record) error {
 		return err
 	}
 	defer clear(secret)
-	if err := s.sys.extend(s.image(key), r.Size); err != nil { // a Grow that did not end
+	if err := s.sys.extend(s.image(key), r.Size); err != nil { // a repair of /perm may have cut it
 		return err
 	}
 	if err := s.sys.mkdir(s.mount(key)); err != nil {
@@ -446,14 +455,11 @@ func (s *Store) bringUp(ctx context.Context, key lease.Key, r record) error {
 	}
 	device, hold, err := s.build(ctx, key, secret)
 	if err == nil {
+		s.mend(ctx, key, device)
 		err = s.sys.mount(device, s.mount(key))
 		if errors.Is(err, errDamaged) && s.cfg.Repair != nil {
 			s.log.Warn("lease disk damaged, repairing", "lease", key, "error", err)
-			if fixed := s.cfg.Repair(ctx, device); fixed != nil {
-				err = fmt.Errorf("%w; repair it: %w", err, fixed)
-			} else {
-				err = s.sys.mount(device, s.mount(key))
-			}
+			err = s.repair(ctx, key, device, err)
 		}
 		err = errors.Join(err, hold())
 	}
@@ -464,6 +470,32 @@ func (s *Store) bringUp(ctx context.Context, key lease.Key, r record) error {
 		err = s.lose(key, r, "its file system is damaged: "+err.Error())
 	}
 	return errors.Join(err, s.sweep(context.WithoutCancel(ctx), key))
+}
+
+// mend repairs a file system that the kernel found damaged while it was mounted:
+// it mounts it again all the same, to meet the damage again.
+func (s *Store) mend(ctx context.Context, key lease.Key, device string) {
+	suspect, err := s.sys.suspect(device)
+	if err == nil && suspect && s.cfg.Repair != nil {
+		s.log.Warn("lease disk was damaged while it was open, repairing", "lease", key)
+		err = s.cfg.Repair(ctx, device)
+	}
+	if err != nil {
+		s.log.Warn("lease disk not repaired", "lease", key, "error", err) // whether it can be used mounting tells
+	}
+}
+
+// repair mends a file system and mounts it. errDamaged is among the errors only
+// if that cannot be done, now or ever.
+func (s *Store) repair(ctx context.Context, key lease.Key, device string, damage error) error {
+	switch err := s.cfg.Repair(ctx, device); {
+	case err == nil:
+		return s.sys.mount(device, s.mount(key))
+	case croft.KindOf(err) == croft.KindInvalid:
+		return fmt.Errorf("%w; repair it: %w", damage, err)
+	default:
+		return fmt.Errorf("repair a damaged file system: %w", err)
+	}
 }
 
 // fill lets a mounted file system have all of its disk's size.
@@ -498,11 +530,7 @@ func (s *Store) Close(ctx context.Context, key lease.Key) error {
 		return fmt.Errorf("close disk of lease %s: %w", key, err)
 	}
 	defer release()
-	err = s.sweep(ctx, key)
-	if err == nil {
-		err = s.sys.remove(s.mount(key))
-	}
-	if err != nil {
+	if err := s.sweep(ctx, key); err != nil {
 		return fmt.Errorf("close disk of lease %s: %w", key, err)
 	}
 	return nil
@@ -526,92 +554,23 @@ func (s *Store) remove(ctx context.Context, key lease.Key) error {
 	if err := s.sys.erase(s.sealed(key)); err != nil {
 		return err
 	}
+	if err := s.sys.remove(s.sealed(key)); err != nil {
+		return err
+	}
 	if err := s.sweep(ctx, key); err != nil {
 		return err
 	}
-	// The record goes after the image: List names the lease until no byte of it is left.
-	for _, path := range []string{s.mount(key), s.image(key), s.record(key)} {
-		if err := s.sys.remove(path); err != nil {
-			return err
-		}
-	}
-	// Temporary files of writes that a power cut ended.
-	leftovers, err := os.ReadDir(s.dir(key))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	// The image goes before the folder: List names the lease until no byte of it is left.
+	if err := s.sys.remove(s.image(key)); err != nil {
 		return err
 	}
-	for _, e := range leftovers {
-		if err := s.sys.remove(filepath.Join(s.dir(key), e.Name())); err != nil {
+	for _, dir := range []string{s.mount(key), s.dir(key)} { // with what was written there by mistake, or not to its end
+		if err := s.sys.clear(dir); err != nil {
 			return err
 		}
-	}
-	if err := s.sys.remove(s.dir(key)); err != nil {
-		return err
 	}
 	s.log.Info("lease disk removed", "lease", key)
 	return nil
-}
-
-// Grow gives the disk at least so many bytes, while it is open too. A disk that
-// has as many stays as it is.
-func (s *Store) Grow(ctx context.Context, key lease.Key, bytes int64) error {
-	release, err := s.acquire(ctx, key)
-	if err != nil {
-		return fmt.Errorf("grow disk of lease %s: %w", key, err)
-	}
-	defer release()
-	if err := s.grow(ctx, key, bytes); err != nil {
-		return fmt.Errorf("grow disk of lease %s: %w", key, err)
-	}
-	return nil
-}
-
-func (s *Store) grow(ctx context.Context, key lease.Key, bytes int64) error {
-	size, err := roundUp(bytes)
-	if err != nil {
-		return err
-	}
-	r, err := s.usable(key)
-	if err != nil {
-		return err
-	}
-	if r.Size < size {
-		if err := s.promise(key, size, size-r.Size); err != nil {
-			return err
-		}
-		r.Size = size
-		if err := s.sys.write(s.record(key), r.encode()); err != nil {
-			return err
-		}
-	}
-	up, err := s.sys.mounted(s.mount(key))
-	if err != nil || !up {
-		return err // Open does the rest
-	}
-	return s.stretch(ctx, key, r)
-}
-
-// stretch lets all layers of an open disk follow its record.
-func (s *Store) stretch(ctx context.Context, key lease.Key, r record) error {
-	if err := s.sys.extend(s.image(key), r.Size); err != nil {
-		return err
-	}
-	loops, err := s.sys.loops(s.image(key))
-	if err != nil {
-		return err
-	}
-	if len(loops) != 1 {
-		return fmt.Errorf("the open disk is on %d loop devices", len(loops))
-	}
-	secret, err := s.unseal(ctx, key)
-	if err != nil {
-		return err
-	}
-	defer clear(secret)
-	if err := s.sys.stretch(mapping(key), loops[0], secret); err != nil {
-		return err
-	}
-	return s.fill(key, r)
 }
 
 // promise grants the lease a disk of size bytes until the end of the call, if

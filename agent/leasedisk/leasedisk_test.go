@@ -7,11 +7,13 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 
 	"github.com/croft-cloud/croft"
+	"github.com/croft-cloud/croft/agent/identity"
 	"github.com/croft-cloud/croft/agent/lease"
 )
 
@@ -39,7 +41,6 @@ func TestDiskLivesFromCreateToRemove(t *testing.T) {
 	must(t, s.Close(ctx, keyA))
 	must(t, s.Close(ctx, keyA))
 	w.clean(t)
-	must(t, s.Grow(ctx, keyA, w.size/2)) // never shrinks
 	w.keeps(s)
 	w.wantSize(s, w.size)
 	if keys, err := s.List(ctx); err != nil || len(keys) != 1 || keys[0] != keyA {
@@ -56,88 +57,21 @@ func TestDiskLivesFromCreateToRemove(t *testing.T) {
 	}
 }
 
-func TestPlacesOnADisk(t *testing.T) {
+func TestKeysThatLeadElsewhereAreRefused(t *testing.T) {
 	w, _ := fakeWorld(t)
 	s := w.store(w.sys)
 	ctx := t.Context()
-	w.made(s)
-	id := lease.ReplicaID{Lease: keyA, Service: "web", Revision: 2, Index: 1}
-	_, err := s.Scratch(ctx, id)
-	wantKind(t, err, croft.KindRefused) // a closed disk has no places
-	mount := w.open(s)
-
-	scratch, err := s.Scratch(ctx, id)
-	must(t, err)
-	volume, err := s.Volume(ctx, keyA, "web", 1, "data")
-	must(t, err)
-	log, err := s.Log(id)
-	must(t, err)
-	hosts, err := s.File(ctx, keyA, "hosts", []byte("127.0.0.1 localhost\n"))
-	must(t, err)
-	for path, want := range map[string]string{
-		scratch: "scratch/" + id.Container(), volume: "volumes/web-1/data", log: "logs/web-2-1.log", hosts: "files/hosts",
-	} {
-		if path != filepath.Join(mount, want) {
-			t.Errorf("path is %s, want %s below %s", path, want, mount)
-		}
-	}
-	for path, want := range map[string]os.FileMode{
-		scratch + "/upper": 0o755, scratch + "/work": 0o755, volume: 0o777, hosts: 0o644, filepath.Dir(log): 0o711,
-	} {
-		if info, err := os.Stat(path); err != nil || info.Mode().Perm() != want {
-			t.Errorf("%s: %v, %v, want mode %o", path, info, err, want)
-		}
-	}
-	must(t, os.Chmod(volume, 0o700)) // by the tenant
-	_, err = s.Volume(ctx, keyA, "web", 1, "data")
-	must(t, err)
-	if info, err := os.Stat(volume); err != nil || info.Mode().Perm() != 0o700 {
-		t.Errorf("the tenant's permissions became %v, %v", info.Mode(), err)
-	}
-	must(t, os.WriteFile(log, nil, 0o600))
-	must(t, s.RemoveScratch(ctx, id))
-	must(t, s.RemoveScratch(ctx, id))
-	for _, path := range []string{scratch, log} {
-		if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
-			t.Errorf("%s is still there", path)
-		}
-	}
-}
-
-func TestNamesThatLeadElsewhereAreRefused(t *testing.T) {
-	w, _ := fakeWorld(t)
-	s := w.store(w.sys)
-	ctx := t.Context()
-	w.made(s)
-	w.open(s)
-	for _, name := range []string{"", ".", "..", "../web", "a/b", ".hidden", "a\x00b", "a b", strings.Repeat("x", 129)} {
-		_, err := s.Volume(ctx, keyA, "web", 0, name)
+	for _, key := range []lease.Key{"", ".", "..", "../l012345678", "l012345678/", "l0123456789/x", "l012345678\x00", "L0123456789", "l012345678w", keyA + "0"} {
+		wantKind(t, s.Create(ctx, key, 1), croft.KindUsage)
+		_, err := s.Open(ctx, key)
 		wantKind(t, err, croft.KindUsage)
-		_, err = s.Volume(ctx, keyA, name, 0, "data")
-		wantKind(t, err, croft.KindUsage)
-		_, err = s.File(ctx, keyA, name, nil)
-		wantKind(t, err, croft.KindUsage)
-		_, err = s.Scratch(ctx, lease.ReplicaID{Lease: keyA, Service: name})
-		wantKind(t, err, croft.KindUsage)
-		_, err = s.Log(lease.ReplicaID{Lease: keyA, Service: name})
-		wantKind(t, err, croft.KindUsage)
-		wantKind(t, s.Create(ctx, lease.Key(name), 1), croft.KindUsage)
-		wantKind(t, s.Remove(ctx, lease.Key(name)), croft.KindUsage)
-		_, _, err = s.Usage(lease.Key(name))
-		wantKind(t, err, croft.KindUsage)
-		wantKind(t, s.Health(lease.Key(name)), croft.KindUsage)
-		_, err = s.Log(lease.ReplicaID{Lease: lease.Key(name), Service: "web"})
+		wantKind(t, s.Close(ctx, key), croft.KindUsage)
+		wantKind(t, s.Remove(ctx, key), croft.KindUsage)
+		_, _, err = s.Usage(key)
 		wantKind(t, err, croft.KindUsage)
 	}
-	_, err := s.Volume(ctx, keyA, "web", -1, "data")
-	wantKind(t, err, croft.KindUsage)
 	for _, bytes := range []int64{0, -1, MaxSize + 1} {
 		wantKind(t, s.Create(ctx, keyB, bytes), croft.KindUsage)
-	}
-	// A link that a tenant might leave leads nowhere.
-	must(t, os.Symlink("/etc", filepath.Join(s.mount(keyA), volumesDir, "web-7")))
-	if dir, err := s.Volume(ctx, keyA, "web", 7, "data"); err == nil {
-		t.Errorf("a volume was made at %s, through a link", dir)
 	}
 }
 
@@ -157,13 +91,9 @@ func TestPromisesNeverExceedTheDisk(t *testing.T) {
 	must(t, s.Create(ctx, keyA, 100<<20))
 	// Nothing of it was written, and still it is promised.
 	wantKind(t, s.Create(ctx, keyB, 50<<20), croft.KindNoSpace)
-	wantKind(t, s.Grow(ctx, keyA, 151<<20), croft.KindNoSpace)
-	if d := w.look(s); d.Size != 100<<20 {
-		t.Errorf("a refused Grow left a size of %d", d.Size)
-	}
 	must(t, s.Create(ctx, keyB, 40<<20))
 	must(t, s.Remove(ctx, keyA))
-	must(t, s.Grow(ctx, keyB, 140<<20))
+	must(t, s.Create(ctx, keyA, 100<<20))
 	if room, err := s.Room(); err != nil || room > 10<<20 {
 		t.Errorf("room is %d, %v", room, err)
 	}
@@ -341,6 +271,9 @@ func TestLostDisksStayLost(t *testing.T) {
 					t.Errorf("the tenant reads: %v", err)
 				}
 			}
+			if d := w.look(s); d.State == Lost {
+				wantKind(t, s.Create(t.Context(), keyA, w.size), croft.KindInvalid) // the callers' first step
+			}
 			w.clean(t)
 			w.dispose(s)
 			w.made(s) // and the next lease of that name is not bothered
@@ -352,8 +285,12 @@ func TestDamageIsRepairedIfThereIsARepair(t *testing.T) {
 	w, f := fakeWorld(t)
 	asked := ""
 	var whole []byte
+	var failed error
 	w.cfg.Repair = func(_ context.Context, device string) error {
 		asked = device
+		if failed != nil {
+			return failed
+		}
 		image, _ := f.under(device)
 		return writeHead(image, whole)
 	}
@@ -363,15 +300,59 @@ func TestDamageIsRepairedIfThereIsARepair(t *testing.T) {
 	must(t, err)
 	whole = image[:49]
 	must(t, writeHead(s.image(keyA), make([]byte, 49)))
+	failed = errors.New("no memory for e2fsck")
+	if _, err := s.Open(t.Context(), keyA); !errors.Is(err, failed) || croft.KindOf(err) == croft.KindInvalid {
+		t.Errorf("error is %v", err)
+	}
+	if d := w.look(s); d.State != Good {
+		t.Errorf("a repair that could not be tried left the disk %s", d.State)
+	}
+	w.clean(t)
+	failed = nil
 	w.keeps(s)
 	if asked != "/dev/mapper/"+mapping(keyA) {
 		t.Errorf("the repair was given %q", asked)
+	}
+	must(t, s.Close(t.Context(), keyA))
+	must(t, writeHead(s.image(keyA), make([]byte, 49)))
+	failed = &croft.Error{Kind: croft.KindInvalid, Err: errors.New("no superblock is left")}
+	_, err = s.Open(t.Context(), keyA)
+	wantKind(t, err, croft.KindInvalid)
+	if d := w.look(s); d.State != Lost || !strings.Contains(d.Lost, "no superblock is left") {
+		t.Errorf("the disk is %+v", d)
+	}
+}
+
+func TestDamageMetWhileOpenIsRepairedAtTheNextOpen(t *testing.T) {
+	w, f := fakeWorld(t)
+	repaired := 0
+	var failed error
+	w.cfg.Repair = func(context.Context, string) error {
+		repaired++
+		f.damaged = failed != nil
+		return failed
+	}
+	s := w.store(w.sys)
+	w.used(s)
+	f.damaged = true
+	w.keeps(s) // for those who read
+	if repaired != 0 {
+		t.Error("an open disk was repaired")
+	}
+	failed = errors.New("no memory for e2fsck")
+	for want := 1; want <= 3; want++ { // fails, and the disk can be mounted; repairs; is whole
+		must(t, s.Close(t.Context(), keyA))
+		w.keeps(s)
+		if repaired != min(want, 2) {
+			t.Errorf("it was repaired %d times", repaired)
+		}
+		failed = nil
 	}
 }
 
 func TestKeeperThatFailsCostsNoDisk(t *testing.T) {
 	w, _ := fakeWorld(t)
-	keeper := &moody{Keeper: w.cfg.Keeper}
+	keeper := &fakeKeeper{}
 	w.cfg.Keeper = keeper
 	s := w.store(w.sys)
 	w.closed(s)
@@ -387,26 +368,34 @@ func TestKeeperThatFailsCostsNoDisk(t *testing.T) {
 	w.keeps(s)
 }
 
-type moody struct {
-	Keeper
-	err error
+// The identity of a box is the keeper of its disks.
+func TestIdentityKeepsTheKeys(t *testing.T) {
+	w, _ := fakeWorld(t)
+	dir := t.TempDir()
+	box := func() *Store {
+		i, err := identity.Open(identity.Config{Dir: dir, TPM: filepath.Join(dir, "no-tpm")})
+		must(t, err)
+		t.Cleanup(func() { i.Close() })
+		w.cfg.Keeper = i
+		return w.store(w.sys)
+	}
+	w.closed(box())
+	s := box()
+	w.keeps(s)
+	must(t, s.Close(t.Context(), keyA))
+	must(t, os.Remove(filepath.Join(dir, "identity", "sealing.key")))
+	_, err := box().Open(t.Context(), keyA)
+	wantKind(t, err, croft.KindInvalid)
 }
 
-func (m *moody) Seal(ctx context.Context, plain []byte) ([]byte, error) {
-	if len(plain) > MaxPlain {
-		return nil, errors.New("too long for a TPM")
-	}
-	if m.err != nil {
-		return nil, m.err
-	}
-	return m.Keeper.Seal(ctx, plain)
-}
-
-func (m *moody) Open(ctx context.Context, sealed []byte) ([]byte, error) {
-	if m.err != nil {
-		return nil, m.err
-	}
-	return m.Keeper.Open(ctx, sealed)
+func TestWhatWasWrittenBesideADiskDoesNotKeepIt(t *testing.T) {
+	w, _ := fakeWorld(t)
+	s := w.store(w.sys)
+	w.closed(s)
+	must(t, os.MkdirAll(filepath.Join(s.mount(keyA), "replicas", "web"), 0o700))
+	must(t, os.WriteFile(filepath.Join(s.dir(keyA), ".lease.json.new"), []byte("{"), 0o600)) // a power cut
+	must(t, s.Close(t.Context(), keyA))
+	w.dispose(s)
 }
 
 func TestDiskInUseIsNeitherClosedNorRemovedButItsKeyIsGone(t *testing.T) {
@@ -437,41 +426,12 @@ func TestGrowingNeedsACapability(t *testing.T) {
 	w.wantSize(s, w.size)
 }
 
-func TestFileKeeper(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "box.key")
-	k, err := OpenFileKeeper(path)
-	must(t, err)
-	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
-		t.Errorf("key file: %v, %v", info, err)
-	}
-	plain := []byte("sixty-four bytes of a key")
-	one, err := k.Seal(t.Context(), plain)
-	must(t, err)
-	two, err := k.Seal(t.Context(), plain)
-	must(t, err)
-	if bytes.Equal(one, two) || bytes.Contains(one, plain) {
-		t.Error("sealing twice gives the same, or the plain text")
-	}
-	again, err := OpenFileKeeper(path)
-	must(t, err)
-	got, err := again.Open(t.Context(), one)
-	must(t, err)
-	if !bytes.Equal(got, plain) {
-		t.Errorf("got %q", got)
-	}
-	for i := range one {
-		changed := bytes.Clone(one)
-		changed[i] ^= 1
-		_, err := again.Open(t.Context(), changed)
-		wantKind(t, err, croft.KindInvalid)
-	}
-	_, err = again.Open(t.Context(), nil)
-	wantKind(t, err, croft.KindInvalid)
-	must(t, os.WriteFile(path, []byte("short"), 0o600))
-	_, err = OpenFileKeeper(path)
-	wantKind(t, err, croft.KindInvalid)
-	if data, err := os.ReadFile(path); err != nil || string(data) != "short" {
-		t.Errorf("a key file that is not understood became %q, %v", data, err)
+func TestModulesStandBehindWhatTheyNeed(t *testing.T) {
+	list := Modules()
+	for _, pair := range [][2]string{{"dm_mod", "dm_crypt"}, {"aesni_intel", "dm_crypt"}, {"xts", "dm_crypt"}, {"crc32c_generic", "ext4"}} {
+		if first, second := slices.Index(list, pair[0]), slices.Index(list, pair[1]); first < 0 || second < first {
+			t.Errorf("%s does not come after %s in %q", pair[1], pair[0], list)
+		}
 	}
 }
 

@@ -18,8 +18,9 @@ type system interface {
 	write(path string, data []byte) error
 	mkdir(path string) error                // with its parents
 	extend(path string, size int64) error   // makes a sparse file, or lengthens it
-	erase(path string) error                // overwrites and removes
-	remove(path string) error               // a file or an empty folder
+	erase(path string) error                // overwrites a file with noise
+	remove(path string) error               // a file
+	clear(dir string) error                 // removes a folder with all in it
 	free(dir string) (bytes int64, _ error) // in its file system
 	// allocated measures a sparse file; an absent one has nothing.
 	allocated(path string) (size, allocated int64, _ error)
@@ -34,17 +35,16 @@ type system interface {
 	// encrypt makes the named device above another.
 	encrypt(name, device string, secret []byte) (string, error)
 	decrypt(name string) error // removes it
-	// stretch lets the loop device and what is above it follow the image's size.
-	stretch(name, loop string, secret []byte) error
 
 	// File systems. errDamaged and errBusy are among the errors.
 
 	format(device string, uuid [16]byte) error
+	suspect(device string) (bool, error) // whether the kernel noted damage on it
 	mount(device, dir string) error
 	mounted(dir string) (bool, error)
 	unmount(dir string) error
 	fill(dir string, size int64) error // grows the mounted file system
-	usage(dir string) (used, total int64, readOnly bool, _ error)
+	usage(dir string) (used, total int64, _ error)
 }
 
 var (
@@ -61,15 +61,14 @@ func (plaintext) encrypt(_, device string, _ []byte) (string, error) {
 	return device, nil
 }
 func (plaintext) decrypt(string) error { return nil }
-func (p plaintext) stretch(_, loop string, _ []byte) error {
-	return stretchLoop(loop)
-}
 
 // linux is the kernel of the box.
 type linux struct{}
 
 func (linux) encryption() string { return "aes-xts-plain64" }
 
-func (linux) write(path string, data []byte) error { return atomicfile.WriteFile(path, data, 0o600) }
+func (linux) write(path string, data []byte) error {
+	return noSpace(atomicfile.WriteFile(path, data, 0o600))
+}
 
-func (linux) mkdir(path string) error { return atomicfile.MkdirAll(path, 0o700) }
+func (linux) mkdir(path string) error { return noSpace(atomicfile.MkdirAll(path, 0o700)) }
