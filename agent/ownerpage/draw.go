@@ -57,17 +57,6 @@ func stateSign(s State) [][]fixed.Point26_6 {
 	return [][]fixed.Point26_6{{fixed.P(19, 32)}, {fixed.P(32, 32)}, {fixed.P(45, 32)}}
 }
 
-// Render draws s over the whole of dst, at any size. It is a pure function: the
-// same status gives the same pixels.
-func Render(dst draw.Image, s Status) error {
-	marks, err := layout(dst.Bounds(), newView(s))
-	if err != nil {
-		return fmt.Errorf("lay out the screen: %w", err)
-	}
-	paint(dst, marks)
-	return nil
-}
-
 // A mark is one thing on the screen. Drawing it changes nothing outside box.
 type mark struct {
 	box  image.Rectangle
@@ -189,7 +178,7 @@ func (e *easel) sign(r image.Rectangle, s State) {
 func (e *easel) house(r image.Rectangle, wall, door color.Color) {
 	k := float32(r.Dx()) / 32
 	e.shape(r, wall, func(z *vector.Rasterizer) {
-		polygon(z, k, 16, 3, 30, 15.5, 27, 18.5, 26.500, 18, 26.5, 29, 5.5, 29, 5.5, 18, 5, 18.5, 2, 15.5)
+		polygon(z, k, 16, 3, 30, 15.5, 27, 18.5, 26.5, 18, 26.5, 29, 5.5, 29, 5.5, 18, 5, 18.5, 2, 15.5)
 	})
 	e.shape(r, door, func(z *vector.Rasterizer) {
 		polygon(z, k, 12.5, 29, 12.5, 21, 14, 19, 18, 19, 19.5, 21, 19.5, 29)

@@ -217,6 +217,10 @@ func (e *easel) bodyBlocks(width, percent int, v view, wrong []string) (blocks [
 		add(e.regular, 44, 130, 20, softColor, fmt.Sprintf(sayMore, rest))
 	}
 	add(e.regular, 52, 130, 24, softColor, v.Explain)
+	if v.Work != nil {
+		add(e.regular, 52, 130, 24, textColor, v.Work.Line)
+		add(e.regular, 44, 130, 4, softColor, v.Work.Sentence)
+	}
 	add(e.regular, 40, 130, 24, softColor, v.LastUpdate)
 	if len(v.Addresses) > 0 {
 		add(e.regular, 36, 130, 48, softColor, sayOpen)

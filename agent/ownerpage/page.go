@@ -19,13 +19,15 @@ import (
 	"time"
 
 	"github.com/croft-cloud/croft"
+	"github.com/croft-cloud/croft/agent/ownerpage/figures"
+	"github.com/croft-cloud/croft/agent/ownerpage/letting"
 )
 
 //go:embed assets
 var assets embed.FS
 
 // Limits on what the home network may ask of the box. A page is a few kB and
-// has two small files beside it: real owners never come near these.
+// has three small files beside it: real owners never come near these.
 const (
 	maxConns        = 64
 	maxConnsPerPeer = 16
@@ -256,19 +258,23 @@ type pageView struct {
 	view
 	Memory, Disk               string // in words; empty if not known
 	MemoryPercent, DiskPercent int
+	Work                       *letting.Page // nil: the box is no provider yet
 }
 
 func (s *Server) servePage(w http.ResponseWriter, _ *http.Request) {
 	v := newView(s.source.Status())
-	var out bytes.Buffer
-	err := s.page.Execute(&out, pageView{
+	p := pageView{
 		view:          v,
 		Memory:        useWords(v.MemoryUsed, v.MemoryTotal, 1024),
 		Disk:          useWords(v.DiskUsed, v.DiskTotal, 1000),
-		MemoryPercent: percent(v.MemoryUsed, v.MemoryTotal),
-		DiskPercent:   percent(v.DiskUsed, v.DiskTotal),
-	})
-	if err != nil {
+		MemoryPercent: figures.Percent(v.MemoryUsed, v.MemoryTotal),
+		DiskPercent:   figures.Percent(v.DiskUsed, v.DiskTotal),
+	}
+	if v.Work != nil {
+		p.Work = v.Work.Page()
+	}
+	var out bytes.Buffer
+	if err := s.page.Execute(&out, p); err != nil {
 		s.log.Error("owner page not rendered", "error", err)
 		http.Error(w, http.StatusText(http.StatusInternalServerError), http.StatusInternalServerError)
 		return
@@ -280,10 +286,11 @@ func (s *Server) servePage(w http.ResponseWriter, _ *http.Request) {
 func pageWord(key string) (string, error) {
 	word, ok := map[string]string{
 		"claim title": sayClaimTitle, "claim": sayClaimOnPage, "claim open": sayClaimOpen,
-		"facts": sayFacts, "name": sayName, "network": sayNetwork, "address": sayAddress,
+		"facts": sayFacts, "network": sayNetwork, "address": sayAddress,
 		"software": saySoftware, "uptime": sayUptime, "memory": sayMemory, "disk": sayDisk,
 		"update": sayUpdate, "id": sayID, "json": sayJSON, "wrong": sayWrong,
 		"no answer": sayNoAnswer, "network only": sayNetworkOnly,
+		"work": sayWork,
 	}[key]
 	if !ok {
 		return "", fmt.Errorf("no words for %q", key)
@@ -311,6 +318,7 @@ type StatusJSON struct {
 	DiskUsedBytes    int64          `json:"disk_used_bytes,omitempty"`    // of /perm
 	DiskTotalBytes   int64          `json:"disk_total_bytes,omitempty"`   // absent if not known
 	AgentMemoryBytes int64          `json:"agent_memory_bytes,omitempty"` // resident set of the agent, for support; absent if not known
+	Hosting          *letting.Words `json:"hosting,omitempty"`            // absent while the box is no provider
 }
 
 func (s *Server) serveJSON(w http.ResponseWriter, _ *http.Request) {
@@ -322,6 +330,7 @@ func (s *Server) serveJSON(w http.ResponseWriter, _ *http.Request) {
 		UptimeSeconds: int64(v.Uptime / time.Second), Storage: v.Storage, LastUpdate: v.LastUpdate,
 		MemoryUsedBytes: v.MemoryUsed, MemoryTotalBytes: v.MemoryTotal,
 		DiskUsedBytes: v.DiskUsed, DiskTotalBytes: v.DiskTotal, AgentMemoryBytes: v.AgentMemory,
+		Hosting: v.Work,
 	}, "", "  ")
 	if err != nil { // strings and integers always encode
 		http.Error(w, http.StatusText(http.StatusInternalServerError), http.StatusInternalServerError)

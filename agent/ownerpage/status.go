@@ -9,17 +9,21 @@
 // Whoever can see the box may claim it; whoever is merely in the same network
 // may not. So the claim code is on the screen and the serial port, and never on
 // the page or in its JSON: a guest's phone or a hacked television can read those.
+// For the same reason the page says what the box does and earns as a provider
+// ([letting.Report]), but nothing of who its tenants are and what they run.
 //
 // The package decides nothing and stores nothing: there is nothing to survive a
 // crash. It takes no commands either; the page only answers GET and HEAD.
 package ownerpage
 
 import (
+	"reflect"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/croft-cloud/croft"
+	"github.com/croft-cloud/croft/agent/ownerpage/letting"
 	"github.com/croft-cloud/croft/provisioning/claim"
 )
 
@@ -50,6 +54,8 @@ type Status struct {
 	MemoryTotal int64 // bytes; 0 if not known
 	DiskUsed    int64 // bytes of /perm
 	DiskTotal   int64 // bytes; 0 if not known
+
+	Hosting *letting.Report // what the box does and earns as a provider; nil: it is none yet
 
 	// AgentMemory is the agent's resident set in bytes; 0 if not known. It is
 	// for support: only /status.json has it.
@@ -108,8 +114,8 @@ func NewSlate(first Status, live func(*Status)) *Slate {
 }
 
 // Update lets change alter the status, and wakes the readers if it did. change
-// must be quick and must not call the slate. It replaces slices, rather than
-// writing into them.
+// must be quick and must not call the slate. It replaces slices and Hosting,
+// rather than writing into them.
 func (s *Slate) Update(change func(*Status)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -143,5 +149,6 @@ func same(a, b Status) bool {
 	return a.Name == b.Name && a.DeviceID == b.DeviceID && slices.Equal(a.Addresses, b.Addresses) &&
 		a.Version == b.Version && a.Slot == b.Slot && a.State == b.State &&
 		slices.Equal(a.Problems, b.Problems) && a.Claim == b.Claim && a.ClaimAt == b.ClaimAt &&
-		a.Network == b.Network && a.Storage == b.Storage && a.LastUpdate == b.LastUpdate
+		a.Network == b.Network && a.Storage == b.Storage && a.LastUpdate == b.LastUpdate &&
+		reflect.DeepEqual(a.Hosting, b.Hosting)
 }

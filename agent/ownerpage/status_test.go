@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/croft-cloud/croft/agent/ownerpage/letting"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -73,9 +75,28 @@ func faces() map[string]Status {
 	rolledBack := healthy()
 	rolledBack.LastUpdate = "Version 1.1.0 was tried and given up: the agent crashed 12 times."
 
+	seeking := hostingFace(func(h *letting.Report) {
+		h.State, h.Tenants, h.Leases, h.Leased, h.Offered, h.Earned, h.Due, h.Events = letting.Open, 0, nil, letting.Room{}, letting.Room{}, nil, nil, nil
+		h.WhyNot = h.WhyNot[:1]
+	})
+	noCoins := hostingFace(func(h *letting.Report) {
+		*h = letting.Report{Network: "croft-1", State: letting.NoCoins, Account: providerAccount, Capacity: h.Capacity, Relays: h.Relays}
+	})
+	noChain := hostingFace(func(h *letting.Report) { h.State = letting.NoChain })
+	paused := hostingFace(func(h *letting.Report) { h.State, h.Tenants, h.Leases = letting.Paused, 1, h.Leases[:1] })
+	unable := hostingFace(func(h *letting.Report) {
+		*h = letting.Report{Network: "croft-1", State: letting.Unable, Why: "The box cannot write down what it decides: ask support for a new disk."}
+	})
+
 	// Everything at once, all of it too long.
 	crowded := unclaimed()
 	crowded.State, crowded.LastUpdate = Attention, rolledBack.LastUpdate
+	crowded.Hosting = hostingFace(func(h *letting.Report) {
+		h.State, h.Tenants = letting.Full, 12
+		for i := range 12 {
+			h.Leases = append(h.Leases, h.Leases[i%2])
+		}
+	}).Hosting
 	for i := range 9 {
 		crowded.Problems = append(crowded.Problems, fmt.Sprintf(
 			"Problem number %d is told in a long sentence because nobody made it shorter: tell support.", i+1))
@@ -91,6 +112,8 @@ func faces() map[string]Status {
 	return map[string]Status{
 		"healthy": healthy(), "unclaimed": unclaimed(), "starting": starting, "trial": trial, "unplugged": unplugged,
 		"attention": attention, "rolled_back": rolledBack, "crowded": crowded, "endless": endless, "nothing": {},
+		"working": hostingFace(func(*letting.Report) {}), "seeking": seeking, "no_coins": noCoins, "no_chain": noChain, "paused": paused, "unable": unable,
+		"hostile": hostingFace(func(h *letting.Report) { *h = *hostile() }),
 	}
 }
 
@@ -116,6 +139,8 @@ func TestSlateWakesReadersOnChangesOnly(t *testing.T) {
 		{"nothing", func(*Status) {}, false},
 		{"the same addresses again", func(s *Status) { s.Addresses = healthy().Addresses }, false},
 		{"figures that move all the time", func(s *Status) { s.Uptime++; s.MemoryUsed++; s.DiskUsed++ }, false},
+		{"still no hosting", func(s *Status) { s.Hosting = nil }, false},
+		{"hosting begins", func(s *Status) { s.Hosting = &letting.Report{State: letting.Open} }, true},
 		{"a problem", func(s *Status) { s.Problems = []string{"It rains: close the window."} }, true},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -170,29 +195,13 @@ func TestView(t *testing.T) {
 	}
 }
 
-func TestFiguresInWords(t *testing.T) {
+func TestUseInWords(t *testing.T) {
 	for _, tc := range []struct{ got, want string }{
-		{durationWords(0), "less than a minute"},
-		{durationWords(time.Minute), "1 minute"},
-		{durationWords(59*time.Minute + 59*time.Second), "59 minutes"},
-		{durationWords(time.Hour), "1 hour"},
-		{durationWords(47 * time.Hour), "47 hours"},
-		{durationWords(50 * time.Hour), "2 days"},
 		{useWords(0, 0, 1000), ""},
 		{useWords(3_200_000_000, 120_000_000_000, 1000), "3.2 of 120 GB used"},
-		{useWords(412<<20, 4<<30, 1024), "412 MB of 4.0 GB used"},
-		{useWords(5_000_000, 90_000_000, 1000), "5 of 90 MB used"},
 	} {
 		if tc.got != tc.want {
 			t.Errorf("got %q, want %q", tc.got, tc.want)
-		}
-	}
-	for _, tc := range []struct {
-		used, total int64
-		want        int
-	}{{0, 0, 0}, {1, 0, 0}, {-1, 2, 0}, {1, 2, 50}, {3, 2, 100}, {1 << 62, 1 << 62, 100}} {
-		if got := percent(tc.used, tc.total); got != tc.want {
-			t.Errorf("percent(%d, %d) = %d, want %d", tc.used, tc.total, got, tc.want)
 		}
 	}
 }

@@ -11,6 +11,8 @@ import (
 	"unicode/utf8"
 
 	"rsc.io/qr"
+
+	"github.com/croft-cloud/croft/agent/ownerpage/figures"
 )
 
 // TextConfig is copied by [NewTextScreen], checked once, and never changed
@@ -107,12 +109,16 @@ func Text(s Status) (string, error) {
 		say("! " + s)
 	}
 	say(v.Explain)
+	if v.Work != nil {
+		say(v.Work.Line)
+		say(v.Work.Sentence)
+	}
 	say(v.LastUpdate)
 	if len(v.Addresses) > 0 {
 		gap()
 		say(sayOpen + ":")
 		for _, a := range v.Addresses {
-			say("  " + oneLine(a))
+			say("  " + figures.Line(a))
 		}
 	}
 	if v.Claim != "" {

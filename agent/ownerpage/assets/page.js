@@ -9,6 +9,7 @@ async function again() {
       if (!answer.ok) throw new Error(answer.status);
       const page = new DOMParser().parseFromString(await answer.text(), "text/html");
       const now = document.getElementById("live"), next = page.getElementById("live");
+      for (const d of now.querySelectorAll("details[open]")) page.getElementById(d.id)?.setAttribute("open", "");
       if (now.innerHTML !== next.innerHTML) now.replaceWith(next);
       document.title = page.title;
       silent.hidden = true;
