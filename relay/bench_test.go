@@ -1,7 +1,7 @@
 package relay
 
 import (
-	"bytes"
+	"bufio"
 	"context"
 	"crypto/tls"
 	"fmt"
@@ -10,8 +10,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -118,34 +120,43 @@ func sshPath(b *testing.B, direct path) (path, string) {
 			b.Fatal(err)
 		}
 	}
-	var said bytes.Buffer
-	start := func(name string, args ...string) {
+	// start runs a program until the benchmark's end, and waits until it says that
+	// its port is open.
+	start := func(ready, name string, args ...string) {
 		cmd := exec.Command(name, args...)
-		cmd.Stderr = &said
+		stderr, err := cmd.StderrPipe()
+		if err != nil {
+			b.Fatal(err)
+		}
 		if err := cmd.Start(); err != nil {
 			b.Fatal(err)
 		}
-		b.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
-	}
-	answers := func(address string) bool {
-		for range 200 {
-			if conn, err := net.Dial("tcp", address); err == nil {
-				conn.Close()
-				return true
+		var reading sync.WaitGroup
+		b.Cleanup(func() { _ = cmd.Process.Kill(); reading.Wait(); _ = cmd.Wait() })
+		opened := make(chan string, 1)
+		reading.Go(func() {
+			var said strings.Builder
+			open := false
+			for lines := bufio.NewScanner(stderr); lines.Scan(); { // to the end, or the program would wait
+				if !open && strings.Contains(lines.Text(), ready) {
+					open = true
+					opened <- ""
+				}
+				if !open {
+					said.WriteString(lines.Text() + "\n")
+				}
 			}
-			time.Sleep(50 * time.Millisecond)
+			if !open {
+				opened <- said.String()
+			}
+		})
+		if said := <-opened; said != "" {
+			b.Fatalf("%s ended: %s", name, said)
 		}
-		return false
 	}
-	start(sshd, "-D", "-e", "-f", filepath.Join(dir, "config"))
-	if !answers("127.0.0.1:" + sshPort) {
-		b.Fatalf("sshd does not answer: %s", said.String())
-	}
-	start(ssh, "-N", "-F", "none", "-p", sshPort, "-i", filepath.Join(dir, "user"), "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null",
+	start("Server listening on", sshd, "-D", "-e", "-f", filepath.Join(dir, "config"))
+	start("remote forward success", ssh, "-v", "-N", "-F", "none", "-p", sshPort, "-i", filepath.Join(dir, "user"), "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null",
 		"-o", "ExitOnForwardFailure=yes", "-o", "BatchMode=yes", "-R", "127.0.0.1:"+port+":"+direct.address, "127.0.0.1")
-	if !answers("127.0.0.1:" + port) {
-		b.Fatalf("ssh -R does not answer: %s", said.String())
-	}
 	return path{"ssh", "127.0.0.1:" + port}, ""
 }
 
@@ -253,4 +264,45 @@ func BenchmarkPaths(b *testing.B) {
 			}
 		})
 	}
+}
+
+// BenchmarkIdleTunnels tells what a tunnel costs that nobody uses: heap and
+// stacks of both its ends, which are in this one process.
+func BenchmarkIdleTunnels(b *testing.B) {
+	const tunnels = 1000
+	for b.Loop() {
+		b.StopTimer()
+		r := startRelay(b, func(cfg *Config) { cfg.Limits.TunnelRate = 1e6 })
+		var identities []identity
+		for range tunnels {
+			identities = append(identities, newIdentity(b))
+		}
+		before := inUse()
+		b.StartTimer()
+		var boxes []*Client
+		var stops []func()
+		for _, who := range identities {
+			c, stop := startClient(b, who, echo, nil, r)
+			boxes, stops = append(boxes, c), append(stops, stop)
+		}
+		for _, c := range boxes {
+			await(b, c, "the tunnel", func(s []RelayState) bool { return s[0].Phase == Up })
+		}
+		b.StopTimer()
+		b.ReportMetric(float64(inUse()-before)/tunnels, "B/tunnel")
+		for _, stop := range stops {
+			stop()
+		}
+		r.stop()
+		b.StartTimer()
+	}
+}
+
+// inUse is the heap and the stacks after a collection, which shrinks both.
+func inUse() int64 {
+	var m runtime.MemStats
+	runtime.GC()
+	runtime.GC()
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc + m.StackInuse)
 }

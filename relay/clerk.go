@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"strconv"
 	"syscall"
 	"time"
 
+	"github.com/croft-cloud/croft"
 	"github.com/croft-cloud/croft/relay/wire"
 )
 
@@ -26,12 +28,14 @@ type clerk struct {
 	*office
 	book *book
 	open map[owner]*openPort
+
+	put, gone []Allocation // not saved yet
 }
 
 // openPort is an external port that is listened on.
 type openPort struct {
 	external uint16
-	close    context.CancelFunc
+	close    func()
 }
 
 // bindTries is how many ports are tried that other programs of the machine turn
@@ -48,14 +52,18 @@ func (c *clerk) work(ctx context.Context) {
 	for {
 		select {
 		case e := <-c.desk:
-			e.answer <- c.hold(ctx, e.session, e.want)
+			held := c.hold(ctx, e.session, e.want)
+			c.save()
+			e.answer <- held
 		case now := <-sweep.C:
 			left := c.forget(now)
 			for who := range c.open {
+				c.touch(who, now) // or a port in use for a month would look forgotten after a restart
 				if !left[who.device] {
 					c.closePort(who)
 				}
 			}
+			c.save()
 			c.gate.sweep(now)
 		case <-ctx.Done():
 			return
@@ -86,13 +94,14 @@ func (c *clerk) hold(ctx context.Context, s *session, want []wire.Port) []wire.H
 			c.closePort(who)
 		}
 	}
+	c.makeRoom(s.Device(), want[:min(len(want), c.cfg.Limits.PortsEach)], wanted)
 	for i, port := range want {
 		held[i].Port = port
 		if i >= c.cfg.Limits.PortsEach {
 			held[i].Problem = wire.ProblemFull
 			continue
 		}
-		external, err := c.give(ctx, owner{s.Device(), port}, wanted)
+		external, err := c.give(ctx, owner{s.Device(), port})
 		if err != nil {
 			held[i].Problem = problemOf(err)
 			c.log.Warn("external port not given", "device", s.Device(), "key", port.Key, "proto", port.Proto, "error", err)
@@ -116,25 +125,17 @@ func problemOf(err error) wire.Problem {
 }
 
 // give opens the port of an owner, and allocates it if there is none yet.
-func (c *clerk) give(ctx context.Context, who owner, wanted map[owner]bool) (uint16, error) {
+func (c *clerk) give(ctx context.Context, who owner) (uint16, error) {
 	if p := c.open[who]; p != nil {
 		return p.external, nil
 	}
-	now := time.Now().UTC()
 	if a := c.book.all[who]; a != nil {
 		if err := c.openPort(ctx, who, a.External); err != nil {
 			return 0, err
 		}
-		if now.Sub(a.Used) > 24*time.Hour || now.Before(a.Used) {
-			a.Used = now
-			c.save(*a)
-		}
+		c.touch(who, time.Now())
 		return a.External, nil
 	}
-	if c.cfg.Ports.size() == 0 {
-		return 0, errNoPort
-	}
-	c.makeRoom(who, wanted, now)
 	tries := 0
 	for port := range c.book.candidates(who) {
 		err := c.openPort(ctx, who, port)
@@ -144,79 +145,93 @@ func (c *clerk) give(ctx context.Context, who owner, wanted map[owner]bool) (uin
 		if err != nil {
 			return 0, err
 		}
-		a := Allocation{Device: who.device, Port: who.port, External: port, Used: now}
+		a := Allocation{Device: who.device, Port: who.port, External: port, Used: time.Now().UTC()}
 		c.book.enter(a)
-		c.save(a)
+		c.put = append(c.put, a)
 		return port, nil
 	}
 	return 0, errNoPort
 }
 
+// touch notes that a port is in use, to the day.
+func (c *clerk) touch(who owner, now time.Time) {
+	a := c.book.all[who]
+	if now.Sub(a.Used) > 24*time.Hour || now.Before(a.Used) {
+		a.Used = now.UTC()
+		c.put = append(c.put, *a)
+	}
+}
+
 // makeRoom forgets what was not used for long, and of a box that asks for more
 // than it may have, what it used longest ago.
-func (c *clerk) makeRoom(who owner, wanted map[owner]bool, now time.Time) {
-	held := func(o owner) bool { return c.open[o] != nil || wanted[o] }
-	for _, old := range c.book.forgettable(now.Add(-c.cfg.Limits.Remember), held) {
-		c.drop(old)
-	}
-	over := c.book.count(who.device) + 1 - c.cfg.Limits.PortsEach
-	for _, old := range c.book.forgettable(now.Add(time.Second), held) {
-		if over > 0 && old.device == who.device {
-			c.drop(old)
-			over--
+func (c *clerk) makeRoom(device croft.DeviceID, want []wire.Port, wanted map[owner]bool) {
+	fresh := 0
+	for _, port := range want {
+		if c.book.all[owner{device, port}] == nil {
+			fresh++
 		}
 	}
-}
-
-func (c *clerk) drop(who owner) {
-	a := *c.book.all[who]
-	c.book.remove(who)
-	if c.cfg.Store == nil {
+	if fresh == 0 {
 		return
 	}
-	if err := c.cfg.Store.Delete(a); err != nil {
-		c.log.Error("external port not forgotten in store", "device", who.device, "error", err)
+	held := func(a Allocation) bool { return c.open[a.owner()] != nil || wanted[a.owner()] }
+	long := time.Now().Add(-c.cfg.Limits.Remember)
+	c.drop(c.book.find(func(a Allocation) bool { return a.Used.Before(long) && !held(a) }))
+	if over := c.book.count(device) + fresh - c.cfg.Limits.PortsEach; over > 0 {
+		own := c.book.find(func(a Allocation) bool { return a.Device == device && !held(a) })
+		c.drop(own[:min(over, len(own))])
 	}
 }
 
-func (c *clerk) save(a Allocation) {
-	if c.cfg.Store == nil {
+func (c *clerk) drop(list []Allocation) {
+	for _, a := range list {
+		c.book.remove(a.owner())
+	}
+	c.gone = append(c.gone, list...)
+}
+
+// save brings the store up to date, in one go: it may be a slow disk.
+func (c *clerk) save() {
+	put, gone := c.put, c.gone
+	c.put, c.gone = nil, nil
+	if c.cfg.Store == nil || len(put)+len(gone) == 0 {
 		return
 	}
-	if err := c.cfg.Store.Put(a); err != nil {
-		c.log.Error("external port not stored; it may change at the next restart", "device", a.Device, "error", err)
+	if err := c.cfg.Store.Save(put, gone); err != nil {
+		c.log.Error("external ports not stored; they may change at the next restart", "ports", len(put), "error", err)
 	}
 }
 
 // openPort listens on an external port for a device.
 func (c *clerk) openPort(ctx context.Context, who owner, port uint16) error {
 	address := net.JoinHostPort(c.cfg.PortHost, strconv.Itoa(int(port)))
-	var serve func(context.Context)
+	portCtx, cancel := context.WithCancel(ctx)
+	var closer io.Closer
+	var serve func()
+	var err error
 	switch who.port.Proto {
 	case wire.TCP:
-		listener, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
-		if err != nil {
-			return fmt.Errorf("open external port: %w", err)
-		}
-		serve = func(portCtx context.Context) {
-			stop := context.AfterFunc(portCtx, func() { listener.Close() })
-			defer stop()
-			// Users outlive their port: they have the server's context.
+		var listener net.Listener
+		listener, err = new(net.ListenConfig).Listen(ctx, "tcp", address)
+		// Users outlive their port: they have the server's context.
+		closer, serve = listener, func() {
 			c.accept(ctx, listener, func(ctx context.Context, conn halfCloser) { c.servePort(ctx, conn, who.device, port) })
 		}
 	case wire.UDP:
-		conn, err := new(net.ListenConfig).ListenPacket(ctx, "udp", address)
-		if err != nil {
-			return fmt.Errorf("open external port: %w", err)
-		}
-		serve = func(portCtx context.Context) {
-			newFlows(c.office, conn.(*net.UDPConn), who.device, port).serve(portCtx)
-		}
+		var conn net.PacketConn
+		conn, err = new(net.ListenConfig).ListenPacket(ctx, "udp", address)
+		closer, serve = conn, func() { newFlows(c.office, conn.(*net.UDPConn), who.device, port).serve(portCtx) }
 	default:
-		return fmt.Errorf("open external port: protocol %q is not known", who.port.Proto)
+		err = fmt.Errorf("protocol %q is not known", who.port.Proto)
 	}
-	portCtx, cancel := context.WithCancel(ctx)
-	c.open[who] = &openPort{external: port, close: cancel}
-	c.wg.Go(func() { serve(portCtx) })
+	if err != nil {
+		cancel()
+		return fmt.Errorf("open external port: %w", err)
+	}
+	c.open[who] = &openPort{external: port, close: func() {
+		cancel()
+		closer.Close() // here and now: the box may want it back at once
+	}}
+	c.wg.Go(serve)
 	return nil
 }

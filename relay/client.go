@@ -34,11 +34,12 @@ type ClientConfig struct {
 	// Certificate is one for the device key, see [wire.SelfSigned]; it is asked
 	// for at each connection, so that it can be renewed.
 	Certificate func() (tls.Certificate, error) // required
-	// Accept serves one user and closes the stream. It has a goroutine of its
-	// own; ctx ends when Run's does.
-	Accept func(ctx context.Context, user *wire.Stream) // required
+	// Accept serves one user of the relay of that name. It has a goroutine of its
+	// own and returns when the user is served: then the stream is closed. ctx ends
+	// when Run's does.
+	Accept func(ctx context.Context, relay string, user *wire.Stream) // required
 
-	Streams   int                                                                  // users at a time and relay; more are cut at once; default 1,024
+	Streams   int                                                                  // users at a time and relay; more are cut at once; a relay can fill 2 × Window for each; default 1,024
 	Beat      time.Duration                                                        // a dead path is found after three of these; default 5 s
 	Window    uint32                                                               // bytes in flight on a user's connection; default [wire.DefaultWindow]
 	Dial      func(ctx context.Context, network, address string) (net.Conn, error) // default: as [net.Dialer] does, within 10 s
@@ -160,7 +161,8 @@ func (c *Client) States() ([]RelayState, <-chan struct{}) {
 	return states, c.changed
 }
 
-// NetworkChanged makes tunnels that wait try at once. It is called by the
+// NetworkChanged makes tunnels that wait try at once, and those that are being
+// made begin anew. It is called by the
 // client itself when the machine's addresses change; others call it when they
 // know better.
 func (c *Client) NetworkChanged() {
@@ -257,7 +259,7 @@ func (c *Client) keep(ctx context.Context, i int) {
 	for ctx.Err() == nil {
 		moved, _, _ := c.signals()
 		c.enter(i, Connecting, nil)
-		upFor, err := c.once(ctx, i, log)
+		upFor, err := c.once(ctx, i, moved, log)
 		c.enter(i, Waiting, func(s *RelayState) { s.Last = err })
 		if ctx.Err() != nil {
 			return
@@ -276,17 +278,8 @@ func (c *Client) keep(ctx context.Context, i int) {
 
 // once makes one tunnel and serves it until it ends. upFor is 0 if it never
 // began.
-func (c *Client) once(ctx context.Context, i int, log *slog.Logger) (upFor time.Duration, err error) {
-	r := c.cfg.Relays[i]
-	cert, err := c.cfg.Certificate()
-	if err != nil {
-		return 0, fmt.Errorf("read device certificate: %w", err)
-	}
-	conn, err := c.cfg.Dial(ctx, "tcp", r.Address)
-	if err != nil {
-		return 0, fmt.Errorf("dial relay %s: %w", r.Name, err)
-	}
-	t, err := wire.Connect(ctx, conn, wire.BoxConfig{Name: r.Name, Trust: r.Trust, Certificate: cert, Beat: c.cfg.Beat, Window: c.cfg.Window})
+func (c *Client) once(ctx context.Context, i int, moved <-chan struct{}, log *slog.Logger) (upFor time.Duration, err error) {
+	t, err := c.connect(ctx, c.cfg.Relays[i], moved)
 	if err != nil {
 		return 0, err
 	}
@@ -296,7 +289,7 @@ func (c *Client) once(ctx context.Context, i int, log *slog.Logger) (upFor time.
 
 	ended := make(chan error, 3) // one for each below
 	var serving sync.WaitGroup
-	serving.Go(func() { ended <- c.takeUsers(ctx, t) })
+	serving.Go(func() { ended <- c.takeUsers(ctx, t, i) })
 	serving.Go(func() { ended <- c.listen(t, i) })
 	serving.Go(func() { ended <- c.ask(t, i, log) })
 	select {
@@ -321,8 +314,35 @@ func (c *Client) once(ctx context.Context, i int, log *slog.Logger) (upFor time.
 	return max(time.Since(began), 1), err
 }
 
+// connect makes a tunnel, and gives up when the network changes meanwhile: what
+// was sent on the old one may never be answered.
+func (c *Client) connect(ctx context.Context, r Relay, moved <-chan struct{}) (*wire.Tunnel, error) {
+	cert, err := c.cfg.Certificate()
+	if err != nil {
+		return nil, fmt.Errorf("read device certificate: %w", err)
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	var watch sync.WaitGroup
+	defer watch.Wait()
+	defer cancel(nil)
+	watch.Go(func() {
+		select {
+		case <-moved:
+			cancel(errMoved)
+		case <-ctx.Done():
+		}
+	})
+	conn, err := c.cfg.Dial(ctx, "tcp", r.Address)
+	if err != nil {
+		return nil, fmt.Errorf("dial relay %s: %w", r.Name, err)
+	}
+	return wire.Connect(ctx, conn, wire.BoxConfig{Name: r.Name, Trust: r.Trust, Certificate: cert, Beat: c.cfg.Beat, Window: c.cfg.Window})
+}
+
+var errMoved = errors.New("network changed")
+
 // takeUsers hands every user to Accept.
-func (c *Client) takeUsers(ctx context.Context, t *wire.Tunnel) error {
+func (c *Client) takeUsers(ctx context.Context, t *wire.Tunnel, i int) error {
 	var users atomic.Int64
 	for {
 		stream, err := t.Next()
@@ -330,6 +350,9 @@ func (c *Client) takeUsers(ctx context.Context, t *wire.Tunnel) error {
 			return err
 		}
 		if users.Load() >= int64(c.cfg.Streams) {
+			if t.Streams() > 2*c.cfg.Streams { // closed streams stay until the relay closes them, too
+				return fmt.Errorf("%w: relay brings too many users", wire.ErrProtocol)
+			}
 			stream.Close()
 			continue
 		}
@@ -338,7 +361,7 @@ func (c *Client) takeUsers(ctx context.Context, t *wire.Tunnel) error {
 			defer users.Add(-1)
 			defer stream.Close()
 			if stream.ReadHeader() == nil { // else the user has gone
-				c.cfg.Accept(ctx, stream)
+				c.cfg.Accept(ctx, c.cfg.Relays[i].Name, stream)
 			}
 		})
 	}

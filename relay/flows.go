@@ -19,7 +19,8 @@ const (
 )
 
 // flows are the users of one external UDP port. UDP has no connections: what
-// one address sends is one flow, a stream to the box, until it is quiet.
+// one address sends is one flow, a stream to the box, until that address is
+// quiet.
 type flows struct {
 	*office
 	conn   *net.UDPConn
@@ -35,7 +36,6 @@ type flow struct {
 	user    netip.AddrPort // as the socket names it
 	queue   chan []byte
 	waiting atomic.Int64 // bytes in queue
-	moved   atomic.Int64 // datagrams both ways
 }
 
 func newFlows(o *office, conn *net.UDPConn, id croft.DeviceID, port uint16) *flows {
@@ -74,7 +74,7 @@ func (f *flows) sort(ctx context.Context, user netip.AddrPort, datagram []byte) 
 	defer f.mu.Unlock()
 	w := f.all[user]
 	if w == nil {
-		leave, err := f.gate.enter(user.Addr())
+		leave, err := f.gate.enter(user.Addr(), udpFlow)
 		if err != nil {
 			return
 		}
@@ -123,28 +123,29 @@ func (f *flows) serveFlow(ctx context.Context, w *flow) {
 			if err != nil {
 				return
 			}
-			w.moved.Add(1)
 			s.device.out.Add(int64(len(datagram)))
 			_, _ = f.conn.WriteToUDPAddrPort(datagram, w.user) // lost, as UDP may lose it
 		}
 	})
 	idle := time.NewTicker(f.cfg.Limits.UDPIdle)
 	defer idle.Stop()
-	for last := int64(-1); ; {
+	for came := true; ; { // since the last tick
 		select {
 		case datagram := <-w.queue:
+			came = true
 			w.waiting.Add(-int64(len(datagram)))
+			_ = stream.SetWriteDeadline(time.Now().Add(f.cfg.Limits.UDPIdle)) // a box that does not read has no flows
 			if _, err := stream.Write(datagram); err != nil {
 				return
 			}
-			w.moved.Add(1)
 			s.device.in.Add(int64(len(datagram)))
 		case <-idle.C:
-			now := w.moved.Load()
-			if now == last {
+			// What the box sends does not count: whoever forges one datagram would
+			// turn it into a stream to somebody who never asked.
+			if !came {
 				return
 			}
-			last = now
+			came = false
 		case <-ctx.Done():
 			return
 		}

@@ -1,7 +1,6 @@
 package relay
 
 import (
-	"bufio"
 	"bytes"
 	"crypto/tls"
 	"errors"
@@ -17,14 +16,9 @@ import (
 	"github.com/croft-cloud/croft/relay/wire"
 )
 
-const (
-	// maxHello is more than any client's first message: those with post-quantum
-	// keys and many extensions have some 2 KiB.
-	maxHello = 16 << 10
-	// maxHead is more than the head of any request that servers answer; theirs
-	// is 8 to 16 KiB.
-	maxHead = 16 << 10
-)
+// maxHello is more than any client's first message: those with post-quantum
+// keys and many extensions have some 2 KiB.
+const maxHello = 16 << 10
 
 // hello is what a user's first message says.
 type hello struct {
@@ -73,22 +67,6 @@ func peekHello(conn net.Conn) (hello, []byte, error) {
 		}
 	}
 	return h, r.read.Bytes(), nil
-}
-
-// peekRequest reads the head of an HTTP/1 request from conn and returns its
-// host and what was read.
-func peekRequest(conn net.Conn) (string, []byte, error) {
-	r := &recording{Conn: conn, src: io.LimitReader(conn, maxHead)}
-	request, err := http.ReadRequest(bufio.NewReader(r))
-	if err != nil {
-		return "", r.read.Bytes(), fmt.Errorf("read head of HTTP request: %w", err)
-	}
-	host := request.Host
-	if name, _, err := net.SplitHostPort(host); err == nil {
-		host = name
-	}
-	host = strings.ToLower(strings.TrimSuffix(host, "."))
-	return host, r.read.Bytes(), wire.CheckHost(host)
 }
 
 // deviceOf is the device whose name or sub-name under domain host is.

@@ -39,12 +39,11 @@ type Allocation struct {
 // Store keeps allocations over a server's restarts. A server calls one method
 // at a time. An error costs memory of a port, never a user.
 type Store interface {
-	// Load returns what was put and not deleted, in any order.
+	// Load returns what was put and is not gone, in any order.
 	Load() ([]Allocation, error)
-	// Put adds an allocation, or replaces the one of the same Device and Port.
-	Put(Allocation) error
-	// Delete removes the allocation of the same Device and Port, if there is one.
-	Delete(Allocation) error
+	// Save removes the allocations of the same Device and Port as those in gone,
+	// and then adds those in put or replaces their likes.
+	Save(put, gone []Allocation) error
 }
 
 // book is which external ports belong to whom. It does no I/O.
@@ -58,6 +57,8 @@ type owner struct {
 	device croft.DeviceID
 	port   wire.Port
 }
+
+func (a Allocation) owner() owner { return owner{a.Device, a.Port} }
 
 type external struct {
 	proto wire.Proto
@@ -76,7 +77,7 @@ func newBook(ports PortRange, known []Allocation) *book {
 }
 
 func (b *book) enter(a Allocation) bool {
-	who, where := owner{a.Device, a.Port}, external{a.Port.Proto, a.External}
+	who, where := a.owner(), external{a.Port.Proto, a.External}
 	if _, ok := b.taken[where]; ok {
 		return false
 	}
@@ -126,16 +127,16 @@ func (b *book) count(device croft.DeviceID) int {
 	return n
 }
 
-// forgettable lists what was not used since then, the oldest first.
-func (b *book) forgettable(since time.Time, held func(owner) bool) []owner {
-	var old []owner
-	for who, a := range b.all {
-		if a.Used.Before(since) && !held(who) {
-			old = append(old, who)
+// find lists what fits, the one first that was not used for longest.
+func (b *book) find(fits func(Allocation) bool) []Allocation {
+	var found []Allocation
+	for _, a := range b.all {
+		if fits(*a) {
+			found = append(found, *a)
 		}
 	}
-	slices.SortFunc(old, func(x, y owner) int { return b.all[x].Used.Compare(b.all[y].Used) })
-	return old
+	slices.SortFunc(found, func(x, y Allocation) int { return x.Used.Compare(y.Used) })
+	return found
 }
 
 // FileStore keeps allocations in one file, which it replaces as a whole: right
@@ -176,28 +177,24 @@ func (f *FileStore) Load() ([]Allocation, error) {
 		return nil, fmt.Errorf("load ports from %s: %w", f.path, err)
 	}
 	for _, a := range list {
-		f.all[owner{a.Device, a.Port}] = a
+		f.all[a.owner()] = a
 	}
 	return list, nil
 }
 
-// Put adds or replaces an allocation.
-func (f *FileStore) Put(a Allocation) error {
-	return f.change(func() { f.all[owner{a.Device, a.Port}] = a })
-}
-
-// Delete removes an allocation.
-func (f *FileStore) Delete(a Allocation) error {
-	return f.change(func() { delete(f.all, owner{a.Device, a.Port}) })
-}
-
-func (f *FileStore) change(do func()) error {
+// Save writes the file anew.
+func (f *FileStore) Save(put, gone []Allocation) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.all == nil {
 		f.all = make(map[owner]Allocation)
 	}
-	do()
+	for _, a := range gone {
+		delete(f.all, a.owner())
+	}
+	for _, a := range put {
+		f.all[a.owner()] = a
+	}
 	list := make([]Allocation, 0, len(f.all))
 	for _, a := range f.all {
 		list = append(list, a)

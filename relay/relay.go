@@ -10,7 +10,9 @@
 //
 // The server never ends TLS. It reads the first message of a connection, which
 // is not encrypted, for the host name, and passes everything on, that message
-// included. It finds the box by
+// included. With plain HTTP/1 it reads the head of every request, passes it on
+// as it is, and ends a connection whose requests change the host: proxies send
+// many users' requests over one. It finds the box by
 //
 //  1. a custom host that a box asked for and Config.AllowHost let it have,
 //     or "mtls." before one;
@@ -20,9 +22,10 @@
 // Tunnels come in on the same listener, by the relay's own name and
 // [wire.ALPN].
 //
-// It does not decide who owns a host, does not speak HTTP beyond a request's
-// head, does not keep a user's connection over a change of tunnels, and does
-// not balance load between relays: DNS does, or the tenant's choice of name.
+// It does not decide who owns a host, does not change or answer what a user
+// says to a box, does not keep a user's connection over a change of tunnels, and
+// does not balance load between relays: DNS does, or the tenant's choice of
+// name. A hello with ECH is led by its outer name.
 //
 // What it promises: bytes arrive in order, complete or visibly cut; each
 // direction ends by itself; who does not read holds up his own connection and
@@ -30,10 +33,11 @@
 //
 // # What survives what
 //
-// A relay's restart or loss: its users are cut; boxes are back at the first
-// try, with the same ports, which the [Store] keeps and which otherwise follow
-// from the device's name. While a box is away for a moment, its new users wait
-// for it ([Limits].Patience). A box's restart, or a new address: the newest
+// A relay's restart or loss: its users are cut; boxes try again at once, then
+// within a second, and with pauses that grow to 30 s while it stays away. They
+// get the same ports, which the [Store] keeps and which otherwise follow from
+// the device's name. While a box is away for a moment, its new users wait for
+// it ([Limits].Patience). A box's restart, or a new address: the newest
 // tunnel wins, users on the old one finish or die with it. A dead path: found
 // after three beats, 15 s. A full or read-only disk at the relay: ports are
 // given all the same, and may change at the next restart. A wrong clock at the
@@ -41,7 +45,6 @@
 package relay
 
 import (
-	"cmp"
 	"context"
 	"io"
 	"net"
@@ -85,29 +88,24 @@ func splice(ctx context.Context, user halfCloser, stream *wire.Stream, idle time
 		_, err := io.Copy(user, counter{stream, &moved, out})
 		done <- err == nil && user.CloseWrite() == nil
 	}()
-	ticker := time.NewTicker(cmp.Or(idle, time.Hour))
+	ticker := time.NewTicker(idle)
 	defer ticker.Stop()
-	whole := true
+	stopped := ctx.Done()
 	for running, last := 2, int64(-1); running > 0; {
+		whole := true
 		select {
-		case ok := <-done:
+		case whole = <-done:
 			running--
-			if ok || !whole {
-				continue
-			}
 		case <-ticker.C:
-			if now := moved.Load(); now != last {
-				last = now
-				continue
-			}
-		case <-ctx.Done():
+			now := moved.Load()
+			whole, last = now != last, now
+		case <-stopped:
+			whole, stopped = false, nil
 		}
 		if !whole {
-			continue // already cut; wait for the two to see it
+			cut(user) // the other direction sees it and ends
+			stream.Close()
 		}
-		whole = false
-		cut(user)
-		stream.Close()
 	}
 	stream.Close()
 	user.Close()
@@ -139,9 +137,13 @@ func (p *prefixed) Read(b []byte) (int, error) {
 // NetConn is the connection below.
 func (p *prefixed) NetConn() net.Conn { return p.Conn }
 
+// underlying takes off what was put around a connection.
 func underlying(c net.Conn) net.Conn {
-	if p, ok := c.(*prefixed); ok {
-		return p.Conn
+	for {
+		wrapper, ok := c.(interface{ NetConn() net.Conn })
+		if !ok {
+			return c
+		}
+		c = wrapper.NetConn()
 	}
-	return c
 }

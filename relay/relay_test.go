@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/ecdsa"
@@ -16,6 +17,7 @@ import (
 	"math/big"
 	mathrand "math/rand/v2"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -163,7 +165,7 @@ func startClient(t testing.TB, who identity, accept func(context.Context, *wire.
 	t.Helper()
 	cfg := ClientConfig{
 		Certificate: func() (tls.Certificate, error) { return who.cert, nil },
-		Accept:      accept,
+		Accept:      func(ctx context.Context, _ string, s *wire.Stream) { accept(ctx, s) },
 	}
 	for _, r := range relays {
 		cfg.Relays = append(cfg.Relays, r.relay())
@@ -706,6 +708,12 @@ func TestHTTPIsPassedByHost(t *testing.T) {
 		{"GET / HTTP/1.1\r\nHost: other.example\r\n\r\n", "HTTP/1.1 404 Not Found\r\n", ""},
 		{"GET / HTTP/1.1\r\nHost: 1.2.3.4\r\n\r\n", "HTTP/1.1 400 Bad Request\r\n", ""},
 		{"GET / HTTP/1.1\r\n\r\n", "HTTP/1.1 400 Bad Request\r\n", ""},
+		{"GET http://shop.example/b HTTP/1.1\r\nHost: other.example\r\n\r\n", "HTTP/1.1 200 OK\r\n\r\n", "http shop.example GET http://shop.example/b HTTP/1.1\r\nHost: other.example\r\n\r\n"},
+		{"GET http://other.example/ HTTP/1.1\r\nHost: shop.example\r\n\r\n", "HTTP/1.1 404 Not Found\r\n", ""},
+		{"GET / HTTP/1.1\r\nHost: shop.example\r\nHost: other.example\r\n\r\n", "HTTP/1.1 400 Bad Request\r\n", ""},
+		{"CONNECT shop.example:80 HTTP/1.1\r\nHost: shop.example:80\r\n\r\n", "HTTP/1.1 400 Bad Request\r\n", ""},
+		{"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "HTTP/1.1 400 Bad Request\r\n", ""},
+		{"PROXY TCP4 192.0.2.1 192.0.2.2 1 80\r\nGET / HTTP/1.1\r\nHost: shop.example\r\n\r\n", "HTTP/1.1 400 Bad Request\r\n", ""},
 		{"nonsense\r\n\r\n", "HTTP/1.1 400 Bad Request\r\n", ""},
 		{"GET / HTTP/1.1\r\nHost: shop.example\r\nX: " + strings.Repeat("x", maxHead) + "\r\n\r\n", "HTTP/1.1 400 Bad Request\r\n", ""},
 	} {
@@ -726,6 +734,67 @@ func TestHTTPIsPassedByHost(t *testing.T) {
 		}
 	}
 }
+
+// A proxy that sends two hosts' requests over one connection must not bring a
+// secret of the one to the other's box.
+func TestOneConnectionNeverReachesTwoHosts(t *testing.T) {
+	r := startRelay(t, nil)
+	seen := make(chan string, 10)
+	serve := func(_ context.Context, s *wire.Stream) {
+		in := bufio.NewReader(s)
+		for {
+			request, err := http.ReadRequest(in)
+			if err != nil {
+				break
+			}
+			seen <- request.Host + request.URL.Path
+			_, _ = s.Write([]byte("HTTP/1.1 204 No Content\r\n\r\n"))
+		}
+		_ = s.CloseWrite()
+	}
+	for _, host := range []string{"one.example", "two.example"} {
+		c, _ := startClient(t, newIdentity(t), serve, nil, r)
+		if err := c.Set([]string{host}, nil); err != nil {
+			t.Fatal(err)
+		}
+		await(t, c, "the host", settled)
+	}
+	conn := dialTCP(t, r.http)
+	_, _ = conn.Write([]byte("GET /a HTTP/1.1\r\nHost: one.example\r\n\r\nGET /b HTTP/1.1\r\nHost: one.example\r\n\r\n" +
+		"GET /secret HTTP/1.1\r\nHost: two.example\r\n\r\n"))
+	answers, err := io.ReadAll(conn)
+	if got := strings.Count(string(answers), "HTTP/1.1 204"); got != 2 || err != nil {
+		t.Errorf("answers: %q, %v", answers, err)
+	}
+	if a, b := <-seen, <-seen; a != "one.example/a" || b != "one.example/b" || len(seen) != 0 {
+		t.Errorf("boxes saw %s, %s and %d more", a, b, len(seen))
+	}
+}
+
+func TestUpgradeOverTheRelay(t *testing.T) {
+	r := startRelay(t, nil)
+	c, _ := startClient(t, newIdentity(t), func(ctx context.Context, s *wire.Stream) {
+		if _, err := http.ReadRequest(bufio.NewReader(io.LimitReader(s, int64(len(upgradeRequest))))); err != nil {
+			t.Error(err)
+		}
+		_, _ = s.Write([]byte("HTTP/1.1 101 Switching Protocols\r\n\r\n"))
+		echo(ctx, s)
+	}, nil, r)
+	if err := c.Set([]string{"shop.example"}, nil); err != nil {
+		t.Fatal(err)
+	}
+	await(t, c, "the host", settled)
+	conn := dialTCP(t, r.http)
+	_, _ = conn.Write([]byte(upgradeRequest))
+	if _, err := io.ReadFull(conn, make([]byte, len("HTTP/1.1 101 Switching Protocols\r\n\r\n"))); err != nil {
+		t.Fatal(err)
+	}
+	if err := transfer(conn, 1, 1_000_000); err != nil {
+		t.Error(err)
+	}
+}
+
+const upgradeRequest = "GET / HTTP/1.1\r\nHost: shop.example\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n"
 
 func TestWhoIsNotAdmittedHearsWhy(t *testing.T) {
 	r := startRelay(t, func(cfg *Config) {
@@ -760,6 +829,350 @@ func TestDroppedBoxHearsWhy(t *testing.T) {
 	}
 }
 
+// A device that is dropped while it is being admitted is not there afterwards.
+func TestDropMeetsATunnelThatIsBeingMade(t *testing.T) {
+	asked, answer := make(chan struct{}, 100), make(chan struct{})
+	r := startRelay(t, func(cfg *Config) {
+		cfg.Admit = func(context.Context, croft.DeviceID, *x509.Certificate) error {
+			asked <- struct{}{}
+			<-answer
+			return nil
+		}
+	})
+	who := newIdentity(t)
+	c, _ := startClient(t, who, echo, nil, r)
+	<-asked
+	r.server.Drop(who.id, "revoked")
+	close(answer)
+	states := await(t, c, "a refusal", func(s []RelayState) bool { return s[0].Last != nil })
+	if bye, ok := errors.AsType[*wire.ByeError](states[0].Last); !ok || bye.Bye.Reason != wire.ByeRefused {
+		t.Errorf("tunnel ended by: %v", states[0].Last)
+	}
+}
+
+// A box that comes back again and again keeps the users of few tunnels only.
+func TestOnlySoManyTunnelsDrain(t *testing.T) {
+	r := startRelay(t, nil)
+	who := newIdentity(t)
+	want := []wire.Port{{Key: "web", Proto: wire.TCP}}
+	var users []*net.TCPConn
+	for i := range maxDraining + 3 {
+		c, _ := startClient(t, who, echo, func(cfg *ClientConfig) {
+			real := (&net.Dialer{}).DialContext
+			dialled := false
+			cfg.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+				if dialled { // a box that was replaced does not come back in this test
+					<-ctx.Done()
+					return nil, ctx.Err()
+				}
+				dialled = true
+				return real(ctx, network, address)
+			}
+		}, r)
+		if err := c.Set(nil, want); err != nil {
+			t.Fatal(err)
+		}
+		port := await(t, c, "a port", settled)[0].Ports[0].External
+		user := dialTCP(t, portAddress(port))
+		_, _ = user.Write([]byte{byte(i)})
+		if _, err := io.ReadFull(user, make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+		users = append(users, user)
+	}
+	for i, user := range users {
+		if i < len(users)-maxDraining-1 {
+			if _, err := io.ReadAll(user); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Errorf("user %d of an old tunnel: %v", i, err)
+			}
+			continue
+		}
+		if err := transfer(user, 1, 1000); err != nil {
+			t.Errorf("user %d: %v", i, err)
+		}
+	}
+}
+
+func TestTooManyHandshakesAreRefused(t *testing.T) {
+	r := startRelay(t, func(cfg *Config) {
+		cfg.Limits.TunnelRate = 0.001 // and one at once
+		cfg.Limits.Hello = 50 * time.Millisecond
+	})
+	first, _ := startClient(t, newIdentity(t), echo, nil, r)
+	await(t, first, "the first", func(s []RelayState) bool { return s[0].Phase == Up })
+	second, _ := startClient(t, newIdentity(t), echo, nil, r)
+	await(t, second, "a failure", func(s []RelayState) bool { return s[0].Last != nil })
+	for len(r.server.Devices()) == 0 { // the box may know before the relay does
+		runtime.Gosched()
+	}
+	if got := len(r.server.Devices()); got != 1 {
+		t.Errorf("%d devices", got)
+	}
+}
+
+func TestHandshakesWaitInLine(t *testing.T) {
+	r := startRelay(t, func(cfg *Config) { cfg.Limits.TunnelRate = 20 })
+	var boxes []*Client
+	for range 25 { // four more than a burst
+		c, _ := startClient(t, newIdentity(t), echo, nil, r)
+		boxes = append(boxes, c)
+	}
+	for _, c := range boxes {
+		if s := await(t, c, "the tunnel", func(s []RelayState) bool { return s[0].Phase == Up }); s[0].Last != nil {
+			t.Errorf("a box had to try again: %v", s[0].Last)
+		}
+	}
+}
+
+// The limits of a box, each at its edge.
+func TestLimitsOfABox(t *testing.T) {
+	t.Run("ports", func(t *testing.T) {
+		r := startRelay(t, func(cfg *Config) { cfg.Limits.PortsEach = 2 })
+		c, _ := startClient(t, newIdentity(t), echo, nil, r)
+		var before []wire.HeldPort
+		for round := range 3 { // other ports each time: what it had goes
+			var want []wire.Port
+			for i := range 3 {
+				want = append(want, wire.Port{Key: fmt.Sprint(round, "/", i), Proto: wire.TCP})
+			}
+			if err := c.Set(nil, want); err != nil {
+				t.Fatal(err)
+			}
+			got := await(t, c, "ports", settled)[0].Ports
+			if got[0].External == 0 || got[1].External == 0 || got[2].Problem != wire.ProblemFull {
+				t.Fatalf("ports held: %+v", got)
+			}
+			for _, p := range before[:min(2, len(before))] {
+				if p.External == got[0].External || p.External == got[1].External {
+					continue
+				}
+				if conn, err := net.Dial("tcp", portAddress(p.External)); err == nil {
+					conn.Close()
+					t.Errorf("port %d is open after it was let go", p.External)
+				}
+			}
+			before = got
+		}
+	})
+	t.Run("a port let go comes back at once, with its number", func(t *testing.T) {
+		r := startRelay(t, nil)
+		for _, proto := range []wire.Proto{wire.TCP, wire.UDP} {
+			c, port := onePort(t, proto, echo, nil, r)
+			for range 10 {
+				for _, want := range [][]wire.Port{nil, {{Key: "web", Proto: proto}}} {
+					if err := c.Set(nil, want); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if got := await(t, c, "the port", settled)[0].Ports[0]; got.External != port {
+					t.Fatalf("%s port was %d, is %+v", proto, port, got)
+				}
+			}
+		}
+	})
+	t.Run("users, at the relay", func(t *testing.T) {
+		r := startRelay(t, func(cfg *Config) { cfg.Limits.PerDevice = 2 })
+		_, port := onePort(t, wire.TCP, echo, nil, r)
+		threeUsers(t, port)
+	})
+	t.Run("users, at the box", func(t *testing.T) {
+		r := startRelay(t, nil)
+		_, port := onePort(t, wire.TCP, echo, func(cfg *ClientConfig) { cfg.Streams = 2 }, r)
+		threeUsers(t, port)
+	})
+	t.Run("connections of all", func(t *testing.T) {
+		r := startRelay(t, func(cfg *Config) { cfg.Limits.Connections = 3 }) // with the tunnel
+		_, port := onePort(t, wire.TCP, echo, nil, r)
+		threeUsers(t, port)
+	})
+}
+
+// threeUsers come to where two may be.
+func threeUsers(t *testing.T, port uint16) {
+	t.Helper()
+	answered := func(conn net.Conn) error {
+		_, _ = conn.Write([]byte("x"))
+		_, err := io.ReadFull(conn, make([]byte, 1))
+		return err
+	}
+	var users []net.Conn
+	for range 2 {
+		conn := dialTCP(t, portAddress(port))
+		if err := answered(conn); err != nil {
+			t.Fatal(err)
+		}
+		users = append(users, conn)
+	}
+	if conn, err := net.Dial("tcp", portAddress(port)); err == nil { // else its reset met the dial
+		defer conn.Close()
+		_ = conn.SetDeadline(time.Now().Add(time.Minute))
+		if err := answered(conn); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("the third of two: %v", err)
+		}
+	}
+	for _, conn := range users {
+		if err := answered(conn); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestIPv6(t *testing.T) {
+	r := &testRelay{cert: certify(t, relayName), address: "[::1]:0", http: "[::1]:0"}
+	r.restart(t, func(cfg *Config) { cfg.PortHost = "" }) // both families
+	clients := make(chan netip.AddrPort, 10)
+	accept := func(ctx context.Context, s *wire.Stream) {
+		clients <- s.Header().Client
+		if s.Header().Kind == wire.KindUDP {
+			b := make([]byte, 10)
+			n, _ := s.Read(b)
+			_, _ = s.Write(b[:n])
+			return
+		}
+		echo(ctx, s)
+	}
+	c, _ := startClient(t, newIdentity(t), accept, nil, r)
+	if err := c.Set(nil, []wire.Port{{Key: "t", Proto: wire.TCP}, {Key: "u", Proto: wire.UDP}}); err != nil {
+		t.Fatal(err)
+	}
+	ports := await(t, c, "ports", settled)[0].Ports
+	for _, port := range ports {
+		for _, host := range []string{"::1", "127.0.0.1"} {
+			conn, err := net.Dial(string(port.Proto), net.JoinHostPort(host, fmt.Sprint(port.External)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for { // UDP may lose it
+				_, _ = conn.Write([]byte("x"))
+				_ = conn.SetReadDeadline(time.Now().Add(5 * time.Second))
+				if _, err = conn.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+					break
+				}
+			}
+			if got := <-clients; err != nil || got.String() != conn.LocalAddr().String() {
+				t.Errorf("%s user of %s is known as %s, %v", port.Proto, conn.LocalAddr(), got, err)
+			}
+			conn.Close()
+		}
+	}
+	if d := r.server.Devices(); !d[0].Address.Addr().Is6() {
+		t.Errorf("box is at %s", d[0].Address)
+	}
+}
+
+// One datagram must not buy a stream of answers: its sender may be forged.
+func TestBoxCannotKeepAFlowThatItsUserLeft(t *testing.T) {
+	r := startRelay(t, func(cfg *Config) { cfg.Limits.UDPIdle = 50 * time.Millisecond })
+	ended := make(chan error, 1)
+	_, port := onePort(t, wire.UDP, func(_ context.Context, s *wire.Stream) {
+		var answers sync.WaitGroup
+		answers.Go(func() {
+			for {
+				if _, err := s.Write(make([]byte, 1000)); err != nil {
+					return
+				}
+			}
+		})
+		for buf := make([]byte, 10); ; {
+			if _, err := s.Read(buf); err != nil {
+				ended <- err
+				break
+			}
+		}
+		s.Close()
+		answers.Wait()
+	}, nil, r)
+	conn, err := net.Dial("udp", portAddress(port))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	for {
+		_, _ = conn.Write([]byte("x"))
+		_ = conn.SetReadDeadline(time.Now().Add(time.Second))
+		if _, err := conn.Read(make([]byte, 1000)); err == nil {
+			break
+		}
+	}
+	if err := <-ended; !errors.Is(err, wire.ErrCut) {
+		t.Errorf("flow ended by: %v", err)
+	}
+}
+
+func TestNetworkChangeEndsATryThatHangs(t *testing.T) {
+	r := startRelay(t, nil)
+	hangs := make(chan struct{}, 1)
+	first := true
+	c, _ := startClient(t, newIdentity(t), echo, func(cfg *ClientConfig) {
+		cfg.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+			if first {
+				first = false
+				hangs <- struct{}{}
+				<-ctx.Done() // packets go nowhere
+				return nil, ctx.Err()
+			}
+			return new(net.Dialer).DialContext(ctx, network, address)
+		}
+	}, r)
+	<-hangs
+	c.NetworkChanged()
+	await(t, c, "the tunnel", func(s []RelayState) bool { return s[0].Phase == Up })
+}
+
+// A relay that opens streams without end is left before they fill the box.
+func TestRelayThatFloodsIsLeft(t *testing.T) {
+	cert := certify(t, relayName)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	release := make(chan struct{})
+	defer close(release)
+	c, _ := startClient(t, newIdentity(t), func(context.Context, *wire.Stream) { <-release }, func(cfg *ClientConfig) { cfg.Streams = 10 },
+		&testRelay{cert: cert, address: l.Addr().String()})
+	conn, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	tunnel, err := wire.Accept(t.Context(), conn, wire.RelayConfig{
+		Domain: domain, Certificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &cert, nil },
+		Admit: func(context.Context, croft.DeviceID, *x509.Certificate) error { return nil },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tunnel.Close()
+	client := netip.MustParseAddrPort("192.0.2.1:1")
+	for { // never closes what the box has closed
+		if _, err := tunnel.Open(wire.Header{Kind: wire.KindTCP, Port: 1, Client: client}, nil, 1<<30); err != nil {
+			break
+		}
+	}
+	states := await(t, c, "its end", func(s []RelayState) bool { return s[0].Last != nil })
+	if !errors.Is(states[0].Last, wire.ErrProtocol) {
+		t.Errorf("tunnel ended by: %v", states[0].Last)
+	}
+}
+
+// A port that is in use for longer than ports are remembered is used.
+func TestPortInUseIsNotForgotten(t *testing.T) {
+	who := owner{"device", wire.Port{Key: "web", Proto: wire.TCP}}
+	c := newClerk(&office{cfg: Config{Ports: testPorts, Limits: Limits{}.withDefaults()}},
+		[]Allocation{{Device: who.device, Port: who.port, External: testPorts.First, Used: time.Now().Add(-100 * 24 * time.Hour)}})
+	c.makeRoom("other", []wire.Port{who.port}, nil)
+	if len(c.gone) != 1 {
+		t.Errorf("a port not used for 100 days is remembered")
+	}
+	c = newClerk(&office{cfg: Config{Ports: testPorts, Limits: Limits{}.withDefaults()}}, c.gone)
+	c.touch(who, time.Now())
+	c.touch(who, time.Now())
+	c.makeRoom("other", []wire.Port{who.port}, nil)
+	if len(c.gone) != 0 || len(c.put) != 1 {
+		t.Errorf("%d ports are forgotten and %d stored, want none and one", len(c.gone), len(c.put))
+	}
+}
+
 func TestWrongRelayIsNotBelieved(t *testing.T) {
 	r := startRelay(t, nil)
 	r.cert = certify(t, relayName) // the client trusts the old one
@@ -783,6 +1196,7 @@ func TestStrangersFirstMessages(t *testing.T) {
 		{"a hello that does not go on", hello},
 		{"not TLS", []byte("GET / HTTP/1.1\r\nHost: x\r\n\r\n")},
 		{"zeros", make([]byte, 1000)},
+		{"a line of the PROXY protocol", []byte("PROXY TCP4 192.0.2.1 192.0.2.2 1 443\r\n")},
 		{"a hello of 64 KiB", bytes.Repeat(append([]byte{22, 3, 1, 0x40, 0, 1, 0, 0xff, 0xff}, make([]byte, 0x4000-4)...), 5)},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

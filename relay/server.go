@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -41,7 +42,8 @@ type Config struct {
 	// box. The device holds the key of that name; cert is whatever it showed.
 	Admit func(ctx context.Context, device croft.DeviceID, cert *x509.Certificate) error // required
 	// AllowHost says whether a device may have a custom host, by whatever proof;
-	// default: none.
+	// it is asked for one host of a box after the other, and ctx ends with the
+	// box's tunnel. Default: none.
 	AllowHost func(ctx context.Context, device croft.DeviceID, host string) error
 	// Listen opens the two listeners; default: as [net.ListenConfig] does.
 	Listen func(ctx context.Context, network, address string) (net.Listener, error)
@@ -107,8 +109,9 @@ func (s *Server) Devices() []DeviceState {
 	return o.states()
 }
 
-// Drop ends a device's tunnel, for example because it is not admitted any more.
-// Its users are cut. Whether it may come back is up to Admit.
+// Drop ends a device's tunnel, for example because it is not admitted any more,
+// and one that is being made. Its users are cut. Whether it may come back is up
+// to Admit. It takes a second at most.
 func (s *Server) Drop(id croft.DeviceID, why string) {
 	s.mu.Lock()
 	o := s.office
@@ -117,21 +120,15 @@ func (s *Server) Drop(id croft.DeviceID, why string) {
 		return
 	}
 	o.mu.Lock()
+	o.dropped[id] = time.Now()
 	var t *session
 	if d := o.devices[id]; d != nil {
 		t = d.session
 	}
 	o.mu.Unlock()
-	if t == nil {
-		return
+	if t != nil {
+		t.Farewell(wire.ByeRefused, why)
 	}
-	if t.Bye(wire.ByeRefused, why) == nil {
-		select { // it has a moment to read that
-		case <-t.Done():
-		case <-time.After(time.Second):
-		}
-	}
-	t.Close()
 }
 
 // office is one run of a server.
@@ -145,18 +142,21 @@ type office struct {
 	wg    sync.WaitGroup
 
 	mu      sync.Mutex
-	devices map[croft.DeviceID]*device // guarded by mu
-	hosts   map[string]croft.DeviceID  // guarded by mu; custom hosts
-	changed chan struct{}              // guarded by mu; closed when a box comes or its hosts change
+	devices map[croft.DeviceID]*device   // guarded by mu
+	hosts   map[string]croft.DeviceID    // guarded by mu; custom hosts
+	changed chan struct{}                // guarded by mu; closed when a box comes or its hosts change
+	dropped map[croft.DeviceID]time.Time // guarded by mu; lately, by Drop
 }
 
 // device is a box that has a tunnel, or lost it less than Linger ago.
 type device struct {
-	id      croft.DeviceID
-	session *session        // guarded by office.mu; nil if there is no tunnel
-	since   time.Time       // guarded by office.mu; when session last changed
-	hosts   map[string]bool // guarded by office.mu
-	in, out atomic.Int64    // bytes from and to users
+	id       croft.DeviceID
+	asks     *rate.Limiter   // of wants
+	session  *session        // guarded by office.mu; nil if there is no tunnel
+	draining []*session      // guarded by office.mu; replaced ones, the oldest first
+	since    time.Time       // guarded by office.mu; when session last changed
+	hosts    map[string]bool // guarded by office.mu
+	in, out  atomic.Int64    // bytes from and to users
 }
 
 // session is one tunnel of a box.
@@ -164,7 +164,7 @@ type session struct {
 	*wire.Tunnel
 	device   *device
 	replaced chan struct{} // closed when a newer tunnel is there
-	asks     *rate.Limiter // of wants
+	expelled chan struct{} // closed when too many newer ones are
 }
 
 // Run serves until ctx ends, and returns when all it started has ended. An
@@ -178,6 +178,7 @@ func (s *Server) Run(ctx context.Context) error {
 		devices: make(map[croft.DeviceID]*device),
 		hosts:   make(map[string]croft.DeviceID),
 		changed: make(chan struct{}),
+		dropped: make(map[croft.DeviceID]time.Time),
 	}
 	var known []Allocation
 	if s.cfg.Store != nil {
@@ -244,7 +245,7 @@ func (o *office) accept(ctx context.Context, listener net.Listener, serve func(c
 			conn.Close()
 			return
 		}
-		leave, err := o.gate.enter(addressOf(conn.RemoteAddr()).Addr())
+		leave, err := o.gate.enter(addressOf(conn.RemoteAddr()).Addr(), connection)
 		if err != nil {
 			o.log.Debug("connection refused", "client", conn.RemoteAddr().String(), "error", err)
 			cut(conn)
@@ -300,17 +301,17 @@ func (o *office) serveTLS(ctx context.Context, conn halfCloser) {
 func (o *office) serveHTTP(ctx context.Context, conn halfCloser) {
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	_ = conn.SetReadDeadline(time.Now().Add(o.cfg.Limits.Hello))
-	host, first, err := peekRequest(conn)
+	user, err := readRequests(conn)
 	if !stop() || err != nil {
 		o.log.Debug("connection without a request", "client", conn.RemoteAddr().String(), "error", err)
 		refuseHTTP(conn, http.StatusBadRequest)
 		return
 	}
 	_ = conn.SetReadDeadline(time.Time{})
-	s, known := o.find(ctx, host)
+	s, known := o.find(ctx, user.host)
 	switch {
 	case s != nil:
-		o.pass(ctx, conn, s, wire.Header{Kind: wire.KindHTTP, Host: host, Client: addressOf(conn.RemoteAddr())}, first)
+		o.pass(ctx, user, s, wire.Header{Kind: wire.KindHTTP, Host: user.host, Client: addressOf(conn.RemoteAddr())}, user.first())
 	case known:
 		refuseHTTP(conn, http.StatusServiceUnavailable)
 	default:
@@ -373,7 +374,7 @@ func (o *office) wait(ctx context.Context, lookupLocked func() (croft.DeviceID, 
 		}
 		changed := o.changed
 		o.mu.Unlock()
-		if s != nil {
+		if s != nil && s.Err() == nil {
 			return s, true
 		}
 		if d == nil && time.Since(o.began) > o.cfg.Limits.Patience {
@@ -384,6 +385,12 @@ func (o *office) wait(ctx context.Context, lookupLocked func() (croft.DeviceID, 
 		}
 		select {
 		case <-changed:
+			// After a relay's restart thousands of users wait for thousands of
+			// boxes: who looked at each of these would see little else.
+			select {
+			case <-time.After(lookAgain):
+			case <-ctx.Done():
+			}
 		case <-deadline:
 			return nil, d != nil
 		case <-ctx.Done():
@@ -392,6 +399,9 @@ func (o *office) wait(ctx context.Context, lookupLocked func() (croft.DeviceID, 
 	}
 }
 
+// lookAgain is how often a user who waits looks for his box.
+const lookAgain = 10 * time.Millisecond
+
 func (o *office) changedLocked() {
 	close(o.changed)
 	o.changed = make(chan struct{})
@@ -399,7 +409,11 @@ func (o *office) changedLocked() {
 
 // serveTunnel is the life of one tunnel.
 func (o *office) serveTunnel(ctx context.Context, conn net.Conn) {
-	if !o.rate.Allow() {
+	begun := time.Now()
+	inLine, cancel := context.WithTimeout(ctx, o.cfg.Limits.Hello)
+	err := o.rate.Wait(inLine)
+	cancel()
+	if err != nil {
 		o.log.Warn("tunnel refused: too many handshakes", "client", conn.RemoteAddr().String())
 		return
 	}
@@ -408,16 +422,25 @@ func (o *office) serveTunnel(ctx context.Context, conn net.Conn) {
 		MinBeat: o.cfg.Limits.MinBeat, Window: o.cfg.Limits.Window,
 	})
 	if err != nil {
+		o.gate.charge(addressOf(conn.RemoteAddr()).Addr(), failedTunnel)
 		o.log.Info("tunnel refused", "client", conn.RemoteAddr().String(), "error", err)
 		return
 	}
 	defer t.Close()
-	s := o.attach(t)
+	s := o.attach(t, begun)
+	if s == nil {
+		t.Farewell(wire.ByeRefused, "device was dropped meanwhile")
+		return
+	}
 	log := o.log.With("device", t.Device())
 	log.Info("tunnel up", "client", t.RemoteAddr().String())
+	talk, cancel := context.WithCancel(ctx)
 	var mind sync.WaitGroup
-	mind.Go(func() { o.mind(ctx, s) })
-	err = o.converse(ctx, s)
+	mind.Go(func() {
+		defer cancel() // what is asked on the box's behalf ends with its tunnel
+		o.mind(ctx, s)
+	})
+	err = o.converse(talk, s)
 	t.Close()
 	mind.Wait()
 	o.detach(s)
@@ -434,7 +457,7 @@ func (o *office) converse(ctx context.Context, s *session) error {
 		if m.Want == nil {
 			return fmt.Errorf("%w: a box may only want", wire.ErrProtocol)
 		}
-		if err := s.asks.Wait(ctx); err != nil {
+		if err := s.device.asks.Wait(ctx); err != nil {
 			return err
 		}
 		held := wire.Held{Seq: m.Want.Seq, Names: o.holdHosts(ctx, s, m.Want.Names)}
@@ -455,45 +478,58 @@ func (o *office) converse(ctx context.Context, s *session) error {
 func (o *office) mind(ctx context.Context, s *session) {
 	select {
 	case <-ctx.Done():
-		if s.Bye(wire.ByeShutdown, "") == nil {
-			select { // it has a moment to read that
-			case <-s.Done():
-			case <-time.After(time.Second):
-			}
-		}
-	case <-s.replaced:
-		_ = s.Bye(wire.ByeReplaced, "") // a half dead tunnel may not carry it
-		drained := time.NewTicker(250 * time.Millisecond)
-		defer drained.Stop()
-		late := time.After(o.cfg.Limits.Drain)
-		for s.Streams() > 0 {
-			select {
-			case <-drained.C:
-				continue
-			case <-s.Done():
-			case <-late:
-			case <-ctx.Done():
-			}
-			break
-		}
+		s.Farewell(wire.ByeShutdown, "")
+		return
 	case <-s.Done():
+		return
+	case <-s.replaced:
 	}
-	s.Close()
+	var tell sync.WaitGroup
+	defer tell.Wait()
+	defer s.Close()
+	tell.Go(func() { _ = s.Bye(wire.ByeReplaced, "") }) // a half dead tunnel may not carry it
+	drained := time.NewTicker(250 * time.Millisecond)
+	defer drained.Stop()
+	late := time.After(o.cfg.Limits.Drain)
+	for s.Streams() > 0 {
+		select {
+		case <-drained.C:
+			continue
+		case <-s.Done():
+		case <-s.expelled:
+		case <-late:
+		case <-ctx.Done():
+		}
+		return
+	}
 }
 
-// attach makes a tunnel its device's newest.
-func (o *office) attach(t *wire.Tunnel) *session {
+// maxDraining is how many tunnels of one box may drain at a time; else a box
+// that comes back again and again had any number of users.
+const maxDraining = 2
+
+// attach makes a tunnel its device's newest, or returns nil if the device was
+// dropped since the tunnel begun.
+func (o *office) attach(t *wire.Tunnel, begun time.Time) *session {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if at, ok := o.dropped[t.Device()]; ok && !at.Before(begun) {
+		return nil
+	}
 	d := o.devices[t.Device()]
 	if d == nil {
-		d = &device{id: t.Device(), hosts: make(map[string]bool)}
+		d = &device{id: t.Device(), hosts: make(map[string]bool), asks: rate.NewLimiter(asksPerSecond, asksBurst)}
 		o.devices[d.id] = d
 	}
 	if d.session != nil {
 		close(d.session.replaced)
+		d.draining = append(d.draining, d.session)
 	}
-	d.session = &session{Tunnel: t, device: d, replaced: make(chan struct{}), asks: rate.NewLimiter(asksPerSecond, asksBurst)}
+	if len(d.draining) > maxDraining {
+		close(d.draining[0].expelled)
+		d.draining = slices.Delete(d.draining, 0, 1)
+	}
+	d.session = &session{Tunnel: t, device: d, replaced: make(chan struct{}), expelled: make(chan struct{})}
 	d.since = time.Now()
 	o.changedLocked()
 	return d.session
@@ -513,6 +549,7 @@ func (o *office) detach(s *session) {
 		s.device.session = nil
 		s.device.since = time.Now()
 	}
+	s.device.draining = slices.DeleteFunc(s.device.draining, func(x *session) bool { return x == s })
 }
 
 // holdHosts gives a box the custom hosts it may have, and no others.
@@ -533,6 +570,9 @@ func (o *office) holdHosts(ctx context.Context, s *session, names []string) []wi
 	defer o.mu.Unlock()
 	d := s.device
 	if d.session != s { // a newer tunnel decides
+		for i := range held {
+			held[i].Problem = wire.ProblemFailed
+		}
 		return held
 	}
 	want := make(map[string]bool, len(names))
@@ -569,6 +609,7 @@ func (o *office) current(s *session) bool {
 func (o *office) forget(now time.Time) (left map[croft.DeviceID]bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	maps.DeleteFunc(o.dropped, func(_ croft.DeviceID, at time.Time) bool { return now.Sub(at) > time.Minute }) // no handshake takes so long
 	left = make(map[croft.DeviceID]bool, len(o.devices))
 	for id, d := range o.devices {
 		if d.session != nil || now.Sub(d.since) < o.cfg.Limits.Linger {

@@ -9,8 +9,9 @@ import (
 )
 
 // What this file must know of yamux's frames: twelve bytes of header, the type
-// in the second, the flags in the next two, the length in the last four; after a data frame's header come
-// as many bytes.
+// in the second, the flags in the next two, the stream's number in four, the
+// length in the last four; after a data frame's header come as many bytes. A
+// client opens streams with odd numbers, a server with even ones.
 const (
 	muxHeader   = 12
 	muxTypeData = 0
@@ -19,11 +20,14 @@ const (
 )
 
 // muxConn is the connection as yamux sees it. It notes when bytes came, refuses
-// pings and streams beyond a number, and joins a frame's header with its body.
+// pings and streams that the peer may not open, and joins a frame's header with
+// its body.
 //
 // A box opens one stream; more would be memory at its command, even before it
-// is admitted. Pings are refused because yamux answers each in a goroutine of its own: a
-// peer that asks and does not read could make us hold any number of them.
+// is admitted. A stream under one of our numbers would take the place of the one
+// we open next; what yamux loses like that never ends, and who reads it turns
+// for ever. Pings are refused because yamux answers each in a goroutine of its
+// own: a peer that asks and does not read could make us hold any number of them.
 type muxConn struct {
 	net.Conn          // TLS
 	raw      net.Conn // below TLS
@@ -33,14 +37,25 @@ type muxConn struct {
 	// Of the reading goroutine.
 	head []byte // an incoming frame's header, as far as it is here
 	skip uint32 // bytes of its body still to come
-	syns int    // streams the peer may still open; negative: any number
+	peer peerStreams
 
 	// Of the writing goroutine.
 	out []byte // an outgoing data frame's header that waits for its body
 }
 
-func newMuxConn(tlsConn, raw net.Conn, syns int) *muxConn {
-	return &muxConn{Conn: tlsConn, raw: raw, syns: syns, begun: time.Now(), out: make([]byte, 0, muxHeader+2+maxPayload)}
+// peerStreams is which streams the other side may still open.
+type peerStreams struct {
+	odd  bool // their numbers are odd, as those of a yamux client
+	left int  // negative: any number
+}
+
+var (
+	boxStreams   = peerStreams{odd: true, left: 1} // as the relay sees it
+	relayStreams = peerStreams{left: -1}           // as the box sees it
+)
+
+func newMuxConn(tlsConn, raw net.Conn, peer peerStreams) *muxConn {
+	return &muxConn{Conn: tlsConn, raw: raw, peer: peer, begun: time.Now()}
 }
 
 func (c *muxConn) Read(p []byte) (int, error) {
@@ -58,7 +73,7 @@ func (c *muxConn) Read(p []byte) (int, error) {
 func (c *muxConn) scan(b []byte) error {
 	for len(b) > 0 {
 		if c.skip > 0 {
-			n := min(int(c.skip), len(b))
+			n := min(int64(c.skip), int64(len(b)))
 			c.skip -= uint32(n)
 			b = b[n:]
 			continue
@@ -70,10 +85,13 @@ func (c *muxConn) scan(b []byte) error {
 			return nil
 		}
 		if binary.BigEndian.Uint16(c.head[2:])&muxFlagSYN != 0 {
-			if c.syns == 0 {
+			if c.peer.left == 0 {
 				return fmt.Errorf("%w: one stream too many", ErrProtocol)
 			}
-			c.syns-- // from -1 it only moves further from 0
+			if number := binary.BigEndian.Uint32(c.head[4:]); (number%2 == 1) != c.peer.odd {
+				return fmt.Errorf("%w: stream %d has a number of ours", ErrProtocol, number)
+			}
+			c.peer.left-- // from -1 it only moves further from 0
 		}
 		switch c.head[1] {
 		case muxTypeData:
@@ -97,7 +115,7 @@ func (c *muxConn) Write(p []byte) (int, error) {
 		return c.Conn.Write(p)
 	}
 	out := append(c.out, p...)
-	c.out = c.out[:0]
+	c.out = out[:0] // grows to what the tunnel needs; an idle one needs little
 	if _, err := c.Conn.Write(out); err != nil {
 		return 0, err
 	}

@@ -121,12 +121,21 @@ func connect(ctx context.Context, conn net.Conn, cfg BoxConfig) (*Tunnel, error)
 	if got := secure.ConnectionState().NegotiatedProtocol; got != ALPN {
 		return nil, fmt.Errorf("%w: ALPN is %q", ErrProtocol, got)
 	}
-	muxed := newMuxConn(secure, conn, -1)
+	cert, err := x509.ParseCertificate(cfg.Certificate.Certificate[0])
+	if err != nil {
+		return nil, fmt.Errorf("read device certificate: %w", err)
+	}
+	device, err := DeviceOf(cert.PublicKey)
+	if err != nil {
+		return nil, err
+	}
+	muxed := newMuxConn(secure, conn, relayStreams)
 	mux, err := yamux.Client(muxed, muxConfig(windowOf(cfg.Window)))
 	if err != nil {
 		return nil, err
 	}
 	t := newTunnel(muxed, mux)
+	t.device = device
 	if err := t.greet(ctx, cmp.Or(cfg.Beat, 5*time.Second)); err != nil {
 		return nil, errors.Join(err, t.Close())
 	}
@@ -152,8 +161,10 @@ func (t *Tunnel) greet(ctx context.Context, beat time.Duration) error {
 		return &ByeError{*m.Bye}
 	case m.Welcome == nil:
 		return fmt.Errorf("%w: first message is no welcome", ErrProtocol)
+	case m.Welcome.Device != t.device:
+		return fmt.Errorf("%w: relay takes the device for %s", ErrProtocol, m.Welcome.Device)
 	}
-	t.device, t.domain, t.version = m.Welcome.Device, m.Welcome.Domain, min(m.Welcome.Version, Version)
+	t.domain, t.version = m.Welcome.Domain, min(m.Welcome.Version, Version)
 	t.beat = beatOf(m.Welcome.BeatMS, minBeat)
 	t.start()
 	return nil
@@ -195,7 +206,7 @@ func accept(ctx context.Context, conn net.Conn, cfg RelayConfig) (*Tunnel, error
 	if err != nil {
 		return nil, err
 	}
-	muxed := newMuxConn(secure, conn, 1)
+	muxed := newMuxConn(secure, conn, boxStreams)
 	mux, err := yamux.Server(muxed, muxConfig(windowOf(cfg.Window)))
 	if err != nil {
 		return nil, err
@@ -221,10 +232,12 @@ func (t *Tunnel) welcome(ctx context.Context, cfg RelayConfig, cert *x509.Certif
 	case err != nil:
 		return err
 	case m.Hello == nil:
-		return t.refuse(ctx, Bye{Reason: ByeProtocol, Text: "first message is no hello"})
+		t.Farewell(ByeProtocol, "first message is no hello")
+		return fmt.Errorf("%w: first message is no hello", ErrProtocol)
 	}
 	if err := cfg.Admit(ctx, t.device, cert); err != nil {
-		return errors.Join(err, t.refuse(ctx, Bye{Reason: ByeRefused, Text: cutText(err.Error())}))
+		t.Farewell(ByeRefused, err.Error())
+		return fmt.Errorf("admit device %s: %w", t.device, err)
 	}
 	t.version = min(m.Hello.Version, Version)
 	t.beat = beatOf(m.Hello.BeatMS, cmp.Or(cfg.MinBeat, time.Second))
@@ -236,24 +249,22 @@ func (t *Tunnel) welcome(ctx context.Context, cfg RelayConfig, cert *x509.Certif
 	return nil
 }
 
-// refuse says goodbye and waits until the box has gone, so that it can read why.
-func (t *Tunnel) refuse(ctx context.Context, bye Bye) error {
-	if err := t.Send(Message{Bye: &bye}); err != nil {
-		return err
-	}
-	select {
-	case <-t.mux.CloseChan():
-	case <-time.After(byeTimeout):
-	case <-ctx.Done():
-	}
-	return &ByeError{bye}
-}
-
 // byeTimeout is how long a box has to read why it must go.
 const byeTimeout = time.Second
 
-// Bye tells the box that the tunnel will end and why. The caller waits for
-// [Tunnel.Done] a little before Close, so that it is read.
+// Farewell tells the box why it must go and closes the tunnel: as soon as the
+// box has gone, and after a second at the latest, whether it reads or not.
+func (t *Tunnel) Farewell(reason Reason, text string) {
+	late := time.AfterFunc(byeTimeout, func() { t.stop(net.ErrClosed) })
+	defer late.Stop()
+	if t.Bye(reason, text) == nil {
+		<-t.Done()
+	}
+	t.Close()
+}
+
+// Bye tells the box that the tunnel will end, and why, and leaves it open. It
+// waits for a box that does not read; Close ends that.
 func (t *Tunnel) Bye(reason Reason, text string) error {
 	return t.Send(Message{Bye: &Bye{Reason: reason, Text: cutText(text)}})
 }

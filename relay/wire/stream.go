@@ -50,9 +50,12 @@ func newStream(mux *yamux.Stream, pool *sync.Pool) *Stream {
 // [Stream.ReadHeader] has succeeded.
 func (s *Stream) Header() Header { return s.header }
 
-// ReadHeader reads what the stream begins with. The box calls it once, before
-// anything else.
+// ReadHeader reads what the stream begins with. The box calls it before anything
+// else; a second time is nothing.
 func (s *Stream) ReadHeader() error {
+	if s.header.Kind != "" {
+		return nil
+	}
 	if err := s.mux.SetReadDeadline(time.Now().Add(headerTimeout)); err != nil {
 		return err
 	}
@@ -189,13 +192,16 @@ func (s *Stream) CloseWrite() error {
 var errEnded = errors.New("write after CloseWrite")
 
 // Close ends the stream. A direction that was not ended before is cut: if this
-// side did not call CloseWrite, the peer reads [ErrCut].
+// side did not call CloseWrite, the peer reads [ErrCut], and the user a reset
+// which may overtake the last bytes. Servers that know no half-close, such as
+// net/http's, are given a connection whose Close calls CloseWrite first. A peer
+// that only writes sees the cut once a window is full, 2 min later.
 func (s *Stream) Close() error {
 	if s.closed.Swap(true) {
 		return nil
 	}
-	err := s.mux.Close()
-	return errors.Join(err, s.mux.SetDeadline(time.Unix(1, 0))) // wakes those who read and write
+	err := s.mux.SetDeadline(time.Unix(1, 0)) // wakes those who read and write
+	return errors.Join(err, s.mux.Close())
 }
 
 // LocalAddr is the tunnel's address on this side.

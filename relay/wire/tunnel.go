@@ -29,9 +29,10 @@ const (
 	writeTimeout = time.Minute
 	// openTimeout is for the box to take a stream; it does so before anything else.
 	openTimeout = 30 * time.Second
-	// closeTimeout is for the peer to close a stream that we closed. Ends go in
-	// chunks, so what is closed is of no use to anybody.
-	closeTimeout = 15 * time.Second
+	// closeTimeout is for the peer to close a stream that we closed; then yamux
+	// resets it, and the peer loses what he has not read yet. A window is read in
+	// that time by a user with 5 KB/s.
+	closeTimeout = 2 * time.Minute
 	// backlog is how many streams may wait for the box to take them.
 	backlog = 256
 )

@@ -245,7 +245,8 @@ type Want struct {
 	Ports []Port   `json:"ports,omitempty"`
 }
 
-func (w Want) check() error {
+// Check accepts what a relay accepts.
+func (w Want) Check() error {
 	if len(w.Names) > MaxNames || len(w.Ports) > MaxPorts {
 		return fmt.Errorf("%d names and %d ports: want at most %d and %d", len(w.Names), len(w.Ports), MaxNames, MaxPorts)
 	}
@@ -271,9 +272,6 @@ func (w Want) check() error {
 	}
 	return nil
 }
-
-// Check accepts what a relay accepts.
-func (w Want) Check() error { return w.check() }
 
 // Problem says why something wanted is not held.
 type Problem string
@@ -378,7 +376,7 @@ func (m Message) check() error {
 		}
 		return CheckHost(m.Welcome.Domain)
 	case m.Want != nil:
-		return m.Want.check()
+		return m.Want.Check()
 	case m.Held != nil:
 		return m.Held.check()
 	case m.Bye != nil && len(m.Bye.Text) > maxReason:
@@ -399,7 +397,7 @@ func (h Held) check() error {
 			return fmt.Errorf("%s port %q: want a number or a problem", p.Proto, p.Key)
 		}
 	}
-	return w.check()
+	return w.Check()
 }
 
 // beatOf bounds a period from the wire.

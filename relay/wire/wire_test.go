@@ -18,7 +18,9 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/iotest"
@@ -279,6 +281,11 @@ func TestBoxWithoutCertificate(t *testing.T) {
 
 // hostileBox is a box that speaks yamux itself.
 func hostileBox(t *testing.T) (*yamux.Session, <-chan result) {
+	return hostileBoxAs(t, yamux.Client)
+}
+
+// hostileBoxAs is one that says it is yamux's client, or its server.
+func hostileBoxAs(t *testing.T, speak func(io.ReadWriteCloser, *yamux.Config) (*yamux.Session, error)) (*yamux.Session, <-chan result) {
 	bc, rc := configs(t)
 	boxConn, relayConn := pipe(t)
 	done := make(chan result, 1)
@@ -290,12 +297,201 @@ func hostileBox(t *testing.T) (*yamux.Session, <-chan result) {
 		done <- result{tunnel, err}
 	}()
 	conn := tls.Client(boxConn, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{ALPN}, Certificates: []tls.Certificate{bc.Certificate}})
-	mux, err := yamux.Client(conn, muxConfig(DefaultWindow))
+	mux, err := speak(conn, muxConfig(DefaultWindow))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { mux.Close() })
 	return mux, done
+}
+
+// A box's stream under a number of the relay's would be lost when the relay
+// opens its own, and whoever reads it would never return.
+func TestBoxMayNotUseTheRelaysNumbers(t *testing.T) {
+	mux, done := hostileBoxAs(t, yamux.Server)
+	s, err := mux.OpenStream()
+	if err == nil {
+		_, _ = s.Write(appendChunk(nil, []byte(`{"hello":{"version":1}}`)))
+	}
+	r := <-done
+	if r.err == nil {
+		received := make(chan error, 1)
+		go func() {
+			_, err := r.tunnel.Receive()
+			received <- err
+		}()
+		_, _ = r.tunnel.Open(Header{Kind: KindTCP, Port: 1, Client: user}, nil, 9)
+		r.tunnel.Close()
+		<-received
+		t.Error("a box with the relay's numbers has a tunnel")
+	}
+}
+
+// hostileRelay is a relay that speaks yamux itself, and what the box makes of
+// it. The relay answers the box's hello with answer.
+func hostileRelay(t *testing.T, answer func(croft.DeviceID) string) (*yamux.Session, <-chan result) {
+	bc, rc := configs(t)
+	boxConn, relayConn := pipe(t)
+	done := make(chan result, 1)
+	go func() {
+		tunnel, err := Connect(context.Background(), boxConn, bc)
+		if tunnel != nil {
+			t.Cleanup(func() { tunnel.Close() })
+		}
+		done <- result{tunnel, err}
+	}()
+	cert, err := rc.Certificate(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn := tls.Server(relayConn, &tls.Config{NextProtos: []string{ALPN}, Certificates: []tls.Certificate{*cert}, ClientAuth: tls.RequireAnyClientCert})
+	if err := conn.HandshakeContext(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	device, err := DeviceOf(conn.ConnectionState().PeerCertificates[0].PublicKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mux, err := yamux.Server(conn, muxConfig(DefaultWindow))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { mux.Close() })
+	control, err := mux.AcceptStream()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _ = control.Write(appendChunk(nil, []byte(answer(device))))
+	return mux, done
+}
+
+func welcomeOf(device croft.DeviceID) string {
+	return `{"welcome":{"version":1,"beat_ms":60000,"device":"` + string(device) + `","domain":"boxes.test"}}`
+}
+
+func TestBoxDoesNotTakeAnothersName(t *testing.T) {
+	_, done := hostileRelay(t, func(croft.DeviceID) string { return welcomeOf(croft.DeviceIDFromDigest([32]byte{1})) })
+	if r := <-done; !errors.Is(r.err, ErrProtocol) {
+		t.Errorf("a relay that takes the box for another: %v", r.err)
+	}
+}
+
+func TestBoxSurvivesWhatARelayMayNotSend(t *testing.T) {
+	for name, header := range map[string][]byte{
+		"a stream under the box's number": {0, 1, 0, muxFlagSYN, 0, 0, 0, 3, 0, 0, 0, 0},
+		"a ping":                          {0, muxTypePing, 0, muxFlagSYN, 0, 0, 0, 0, 0, 0, 0, 1},
+		"another version of yamux":        {1, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0},
+		"a frame of no type":              {0, 9, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0},
+		"more than the window":            {0, muxTypeData, 0, muxFlagSYN, 0, 0, 0, 2, 0xff, 0xff, 0xff, 0xff},
+	} {
+		bc, rc := configs(t)
+		box, relay := tunnels(t, bc, rc)
+		if box.err != nil || relay.err != nil {
+			t.Fatal(box.err, relay.err)
+		}
+		if _, err := relay.tunnel.conn.Conn.Write(header); err != nil { // past yamux; nobody else writes now
+			t.Fatal(err)
+		}
+		if _, err := box.tunnel.Next(); err == nil {
+			_, err = box.tunnel.Next()
+			if err == nil {
+				t.Errorf("%s: the box takes it", name)
+			}
+		}
+		<-box.tunnel.Done()
+	}
+}
+
+func TestScanFollowsFramesInAnyPieces(t *testing.T) {
+	frame := func(kind, flags byte, stream byte, length uint32, body int) []byte {
+		b := binary.BigEndian.AppendUint32([]byte{0, kind, 0, flags, 0, 0, 0, stream}, length)
+		return append(b, bytes.Repeat([]byte{0xff}, body)...) // a body that looks like all flags
+	}
+	good := slices.Concat(
+		frame(1, muxFlagSYN, 1, 0, 0), frame(muxTypeData, 0, 1, 300, 300), frame(1, 0, 1, 1<<31, 0),
+		frame(muxTypeData, 0, 1, 0, 0), frame(muxTypeData, 4, 1, 5, 5))
+	for _, tc := range []struct {
+		name  string
+		bytes []byte
+		ok    bool
+	}{
+		{"frames as a box sends them", good, true},
+		{"a second stream", slices.Concat(good, frame(1, muxFlagSYN, 3, 0, 0)), false},
+		{"a second stream with data", slices.Concat(good, frame(muxTypeData, muxFlagSYN, 3, 0, 0)), false},
+		{"an even stream", frame(1, muxFlagSYN, 2, 0, 0), false},
+		{"a ping", slices.Concat(good, frame(muxTypePing, 0, 0, 0, 0)), false},
+	} {
+		for _, piece := range []int{1, 7, 12, 13, 1000} {
+			c := newMuxConn(nil, nil, boxStreams)
+			var err error
+			for rest := range slices.Chunk(tc.bytes, piece) {
+				if err = c.scan(rest); err != nil {
+					break
+				}
+			}
+			if (err == nil) != tc.ok {
+				t.Errorf("%s in pieces of %d: %v", tc.name, piece, err)
+			}
+		}
+	}
+}
+
+// stuck is a connection whose other side reads no more, once dead is closed.
+type stuck struct {
+	net.Conn
+	dead, closed chan struct{}
+	once         sync.Once
+}
+
+func (s *stuck) Write(p []byte) (int, error) {
+	select {
+	case <-s.dead:
+		<-s.closed
+		return 0, net.ErrClosed
+	default:
+		return s.Conn.Write(p)
+	}
+}
+
+func (s *stuck) Close() error {
+	s.once.Do(func() { close(s.closed) })
+	return s.Conn.Close()
+}
+
+func TestFarewellEndsThoughTheBoxDoesNotRead(t *testing.T) {
+	bc, rc := configs(t)
+	boxConn, relayConn := pipe(t)
+	conn := &stuck{Conn: relayConn, dead: make(chan struct{}), closed: make(chan struct{})}
+	done := make(chan result, 1)
+	go func() {
+		tunnel, err := Accept(context.Background(), conn, rc)
+		done <- result{tunnel, err}
+	}()
+	box, err := Connect(t.Context(), boxConn, bc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer box.Close()
+	relay := <-done
+	if relay.err != nil {
+		t.Fatal(relay.err)
+	}
+	close(conn.dead)
+	var users sync.WaitGroup
+	for range 3 { // users who wait for that box meanwhile
+		users.Go(func() {
+			if _, err := relay.tunnel.Open(Header{Kind: KindTCP, Port: 1, Client: user}, nil, 9); err == nil {
+				t.Error("a user was brought to a box that does not read")
+			}
+		})
+	}
+	relay.tunnel.Farewell(ByeShutdown, "")
+	users.Wait()
+	select {
+	case <-relay.tunnel.Done():
+	default:
+		t.Error("tunnel is there after its farewell")
+	}
 }
 
 func TestBoxMayNotOpenASecondStream(t *testing.T) {
@@ -378,6 +574,9 @@ func TestStream(t *testing.T) {
 	}
 	if err := in.ReadHeader(); err != nil || in.Header() != h || in.RemoteAddr().String() != user.String() {
 		t.Fatalf("header %+v, address %s, %v", in.Header(), in.RemoteAddr(), err)
+	}
+	if err := in.ReadHeader(); err != nil || in.Header() != h {
+		t.Errorf("header read again: %+v, %v", in.Header(), err)
 	}
 	// A deadline loses nothing.
 	_ = in.SetReadDeadline(time.Unix(1, 0))
