@@ -14,6 +14,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/croft-cloud/croft"
+	"github.com/croft-cloud/croft/agent/crowd"
 	"github.com/croft-cloud/croft/chain/account"
 	"github.com/croft-cloud/croft/chain/api/certv1"
 	"github.com/croft-cloud/croft/chain/credential"
@@ -28,8 +29,11 @@ const (
 	maxKnown     = 2048             // accounts or certificates that are there
 	maxAbsent    = 2048             // and that are not
 	chainTimeout = 5 * time.Second  // for one query
-	chainRate    = 20               // queries a second for strangers
+	chainRate    = 20               // queries a second
 	chainBurst   = 60
+	askRate      = 2 // queries a second of one address about whom nobody knows
+	askBurst     = 20
+	maxSerial    = 160 // bits, as X.509 bounds it; what is remembered is as long as it
 )
 
 var (
@@ -65,7 +69,7 @@ type certificateID struct {
 }
 
 func newAuthenticator(chain Chain) *authenticator {
-	queries := rate.NewLimiter(chainRate, chainBurst)
+	queries := &queries{all: rate.NewLimiter(chainRate, chainBurst), each: crowd.NewRates(askRate, askBurst)}
 	a := &authenticator{
 		keys: newMemory(keyFresh, queries, chain.PublicKey),
 		certs: newMemory(certFresh, queries, func(ctx context.Context, id certificateID) (*x509.Certificate, error) {
@@ -92,6 +96,7 @@ func newAuthenticator(chain Chain) *authenticator {
 // identify says who asks. Its errors are refusals. A bad token or certificate is
 // refused whatever is asked for.
 func (a *authenticator) identify(r *http.Request) (identity, error) {
+	ctx := context.WithValue(r.Context(), clientKey{}, crowd.ClientOf(r.RemoteAddr))
 	headers := r.Header.Values("Authorization")
 	shown := r.TLS.PeerCertificates
 	switch {
@@ -104,9 +109,9 @@ func (a *authenticator) identify(r *http.Request) (identity, error) {
 		if !strings.EqualFold(scheme, "Bearer") {
 			return identity{}, unauthenticated(http.StatusUnauthorized, "the Authorization header is not of the form: Bearer TOKEN")
 		}
-		return a.byToken(r.Context(), strings.TrimSpace(token))
+		return a.byToken(ctx, strings.TrimSpace(token))
 	case len(shown) > 0:
-		return a.byCertificate(r.Context(), shown)
+		return a.byCertificate(ctx, shown)
 	default:
 		return identity{}, nil
 	}
@@ -129,6 +134,9 @@ func (a *authenticator) byToken(ctx context.Context, token string) (identity, er
 }
 
 func (a *authenticator) byCertificate(ctx context.Context, shown []*x509.Certificate) (identity, error) {
+	if shown[0].SerialNumber.BitLen() > maxSerial {
+		return identity{}, unauthenticated(http.StatusUnauthorized, "the certificate is not accepted: its serial number is too long")
+	}
 	c, err := credential.PeerCertificate(shown, x509.ExtKeyUsageClientAuth, time.Now())
 	if err != nil {
 		return identity{}, unauthenticated(http.StatusUnauthorized, "the certificate is not accepted: "+err.Error())
@@ -146,18 +154,33 @@ func (a *authenticator) byCertificate(ctx context.Context, shown []*x509.Certifi
 
 // unasked is the refusal while the chain cannot say who asks.
 func unasked(err error) error {
-	text := "the chain cannot be asked who you are; repeat in a while"
-	if errors.Is(err, errBusy) {
-		text = "too many requests from strangers; repeat in a while"
+	if errors.Is(err, errBusy) { // their doing: not for the log
+		return refuse(http.StatusServiceUnavailable, "too many requests from strangers; repeat in a while")
 	}
-	return &refusal{status: http.StatusServiceUnavailable, text: text, cause: err}
+	return &refusal{status: http.StatusServiceUnavailable, text: "the chain cannot be asked who you are; repeat in a while", cause: err}
+}
+
+// queries is how often the chain may be asked.
+type queries struct {
+	all  *rate.Limiter
+	each *crowd.Rates // by address, about whom nobody knows
+}
+
+// clientKey finds the name of the address in a request's context.
+type clientKey struct{}
+
+func (q *queries) allow(ctx context.Context, known bool) bool {
+	if client, _ := ctx.Value(clientKey{}).(string); !known && !q.each.Allow(client) {
+		return false
+	}
+	return q.all.Allow()
 }
 
 // memory remembers answers of the chain, so that many requests cost few queries.
 // Concurrent questions about one key become one query.
 type memory[K comparable, V any] struct {
 	fresh   time.Duration // how long an answer counts without asking again
-	queries *rate.Limiter // shared
+	queries *queries      // shared
 	ask     func(context.Context, K) (V, error)
 	flight  singleflight.Group
 
@@ -168,11 +191,12 @@ type memory[K comparable, V any] struct {
 
 type fact[V any] struct {
 	value V
-	err   error // of what is absent
-	at    time.Time
+	err   error     // of what is absent
+	at    time.Time // when the chain said so
+	until time.Time // when it is asked again
 }
 
-func newMemory[K comparable, V any](fresh time.Duration, queries *rate.Limiter, ask func(context.Context, K) (V, error)) *memory[K, V] {
+func newMemory[K comparable, V any](fresh time.Duration, queries *queries, ask func(context.Context, K) (V, error)) *memory[K, V] {
 	return &memory[K, V]{fresh: fresh, queries: queries, ask: ask, known: map[K]fact[V]{}, absent: map[K]fact[any]{}}
 }
 
@@ -183,14 +207,15 @@ func (m *memory[K, V]) get(ctx context.Context, key K) (V, error) {
 	old, have := m.known[key]
 	gone, missing := m.absent[key]
 	m.mu.Unlock()
-	if have && age(old.at) < m.fresh {
+	have = have && time.Since(old.at) < staleFor
+	switch {
+	case have && time.Now().Before(old.until):
 		return old.value, nil
-	}
-	if missing && age(gone.at) < absentFresh {
+	case missing && time.Now().Before(gone.until):
 		return *new(V), gone.err
 	}
-	if !m.queries.Allow() {
-		if have && age(old.at) < staleFor {
+	if !m.queries.allow(ctx, have) {
+		if have {
 			return old.value, nil
 		}
 		return *new(V), errBusy
@@ -208,29 +233,30 @@ func (m *memory[K, V]) get(ctx context.Context, key K) (V, error) {
 		return result.(V), nil
 	case croft.KindOf(err) == croft.KindNotFound:
 		return *new(V), err
-	case have && age(old.at) < staleFor:
+	case have:
 		return old.value, nil
 	default:
 		return *new(V), fmt.Errorf("%w: %w", errChainDown, err)
 	}
 }
 
-// age is never negative, so that a clock that was set back does not make facts
-// last.
-func age(at time.Time) time.Duration { return time.Since(at).Abs() }
-
 func (m *memory[K, V]) remember(key K, v V, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	now := time.Now()
+	old, have := m.known[key]
 	switch {
 	case err == nil:
 		delete(m.absent, key)
 		room(m.known, maxKnown)
-		m.known[key] = fact[V]{value: v, at: time.Now()}
+		m.known[key] = fact[V]{value: v, at: now, until: now.Add(m.fresh)}
 	case croft.KindOf(err) == croft.KindNotFound:
 		delete(m.known, key)
 		room(m.absent, maxAbsent)
-		m.absent[key] = fact[any]{err: err, at: time.Now()}
+		m.absent[key] = fact[any]{err: err, at: now, until: now.Add(absentFresh)}
+	case have: // not every request waits for a chain that does not answer
+		old.until = now.Add(absentFresh)
+		m.known[key] = old
 	}
 }
 

@@ -64,8 +64,9 @@ type LeasedIP struct {
 
 // Logs tells what containers wrote.
 type Logs interface {
-	// Logs yields lines until the last, or with Follow until ctx ends; it then
-	// stops at once. An error is the last thing it yields.
+	// Logs yields lines until the last, or with Follow until the lease or ctx
+	// ends; at the end of ctx it stops at once. An error is the last thing it
+	// yields.
 	Logs(ctx context.Context, id akash.LeaseID, q LogQuery) iter.Seq2[LogLine, error]
 }
 
@@ -79,7 +80,7 @@ type LogQuery struct {
 // LogLine is one line of one replica.
 type LogLine struct {
 	Pod  string
-	Text string // without its end of line
+	Text string // without its end of line; of a long line a part, as agent/replicalog cuts it
 }
 
 // Events tells what happened.

@@ -29,7 +29,8 @@
 // # Promises
 //
 // Every size, count, rate and time is bounded (see limits.go). Nothing a
-// stranger sends costs a query to the chain each time. Text of unknown errors
+// stranger sends costs a query to the chain each time, and no address of theirs
+// can use up what the others may ask. Text of unknown errors
 // stays in the log. When Run returns, no goroutine of the package is left,
 // provided that the backends return when their context ends.
 //
@@ -53,10 +54,11 @@ import (
 	"net"
 	"net/http"
 	"runtime"
-	"sync"
+	"strings"
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/croft-cloud/croft/agent/crowd"
 	"github.com/croft-cloud/croft/chain/account"
 	"github.com/croft-cloud/croft/chain/api/certv1"
 )
@@ -112,10 +114,10 @@ type Gateway struct {
 	cfg     Config
 	log     *slog.Logger
 	auth    *authenticator
-	streams *quota
-	shells  *quota
-	clients *rates
-	tenants *rates
+	streams *crowd.Quota
+	shells  *crowd.Quota
+	clients *crowd.Rates
+	tenants *crowd.Rates
 	status  snapshot
 }
 
@@ -152,10 +154,10 @@ func New(cfg Config) (*Gateway, error) {
 	return &Gateway{
 		cfg: cfg, log: cfg.Log,
 		auth:    newAuthenticator(cfg.Chain),
-		streams: newQuota(maxStreams, maxStreamsPerLease),
-		shells:  newQuota(maxShells, maxShellsPerLease),
-		clients: newRates(clientRate, clientBurst),
-		tenants: newRates(tenantRate, tenantBurst),
+		streams: crowd.NewQuota(maxStreams, maxStreamsPerTenant),
+		shells:  crowd.NewQuota(maxShells, maxShellsPerTenant),
+		clients: crowd.NewRates(clientRate, clientBurst),
+		tenants: crowd.NewRates(tenantRate, tenantBurst),
 	}, nil
 }
 
@@ -172,12 +174,14 @@ func (g *Gateway) Run(ctx context.Context) error {
 func (g *Gateway) runREST(ctx context.Context) error {
 	base, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
-	var handlers sync.WaitGroup
+	var handlers crowd.Gate
 	routes := g.routes()
 	server := &http.Server{
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			handlers.Add(1)
-			defer handlers.Done()
+			if !handlers.Enter() {
+				return // everything is closed already
+			}
+			defer handlers.Leave()
 			routes.ServeHTTP(w, r)
 		}),
 		ReadHeaderTimeout: headerTimeout, // of the handshake as well
@@ -188,7 +192,7 @@ func (g *Gateway) runREST(ctx context.Context) error {
 		BaseContext:       func(net.Listener) context.Context { return base },
 		ErrorLog:          slog.NewLogLogger(g.log.Handler(), slog.LevelDebug), // strangers cause these lines
 	}
-	listener := limitListener(g.cfg.REST, maxConnections, maxConnectionsPerClient)
+	listener := crowd.Listen(g.cfg.REST, crowd.NewQuota(maxConnections, maxConnectionsPerClient))
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(tls.NewListener(listener, g.tlsConfig("http/1.1"))) }()
 	var err error
@@ -206,7 +210,7 @@ func (g *Gateway) runREST(ctx context.Context) error {
 	}
 	stop()
 	server.Close()
-	handlers.Wait()
+	handlers.Shut()
 	return err
 }
 
@@ -225,7 +229,7 @@ func (g *Gateway) tlsConfig(protocol string) *tls.Config {
 	cfg := base.Clone()
 	cfg.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 		one := base.Clone()
-		if authority := g.cfg.Certificates.Authority(); authority != nil && hello.ServerName == g.cfg.Host {
+		if authority := g.cfg.Certificates.Authority(); authority != nil && strings.EqualFold(hello.ServerName, g.cfg.Host) {
 			one.Certificates = []tls.Certificate{*authority}
 			return one, nil
 		}

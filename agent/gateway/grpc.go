@@ -22,20 +22,21 @@ import (
 	"google.golang.org/protobuf/types/descriptorpb"
 	"google.golang.org/protobuf/types/known/emptypb"
 
+	"github.com/croft-cloud/croft/agent/crowd"
 	"github.com/croft-cloud/croft/chain/api/providerv1"
 )
 
 // Limits of gRPC. All it serves is public; credentials are not looked at.
 const (
-	maxCalls          = 16               // at once, of one connection
-	maxStatusStreams  = 128              // the hosted console and its like hold one each
-	maxStatusesEach   = 8                // of one address
-	maxCallBytes      = 64 << 10         // a request
-	statusEvery       = 5 * time.Second  // how often a stream looks for changes
-	statusAtLeast     = 60 * time.Second // and tells what did not change
-	statusConnIdle    = 15 * time.Minute
-	statusKeepAlive   = time.Minute
-	statusKeepTimeout = 20 * time.Second
+	maxCalls           = 16               // at once, of one connection
+	maxCallStreams     = 128              // the hosted console and its like hold one each
+	maxCallStreamsEach = 8                // of one address, reflection included
+	maxCallBytes       = 64 << 10         // a request
+	statusEvery        = 5 * time.Second  // how often a stream looks for changes
+	statusAtLeast      = 60 * time.Second // and tells what did not change
+	statusConnIdle     = 15 * time.Minute
+	statusKeepAlive    = time.Minute
+	statusKeepTimeout  = 20 * time.Second
 )
 
 // serviceName is Akash's; the messages are registered in this program under
@@ -78,9 +79,8 @@ var serviceDesc = grpc.ServiceDesc{
 
 // statuses serves the provider's status.
 type statuses struct {
-	g       *Gateway
-	stop    context.Context // of Run
-	streams *quota
+	g    *Gateway
+	stop context.Context // of Run
 }
 
 func (s *statuses) getStatus(ctx context.Context) (*providerv1.Status, error) {
@@ -95,11 +95,6 @@ func (s *statuses) getStatus(ctx context.Context) (*providerv1.Status, error) {
 }
 
 func (s *statuses) streamStatus(stream grpc.ServerStream) error {
-	client := clientOfContext(stream.Context())
-	if !s.streams.take(client) {
-		return status.Error(codes.ResourceExhausted, "too many streams are open")
-	}
-	defer s.streams.give(client)
 	tick := time.NewTicker(statusEvery)
 	defer tick.Stop()
 	var last *providerv1.Status
@@ -134,7 +129,7 @@ func sameStatus(a, b *providerv1.Status) bool {
 
 func clientOfContext(ctx context.Context) string {
 	if p, ok := peer.FromContext(ctx); ok {
-		return clientOf(p.Addr.String())
+		return crowd.ClientOf(p.Addr.String())
 	}
 	return ""
 }
@@ -144,8 +139,9 @@ func (g *Gateway) runGRPC(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	streams := crowd.NewQuota(maxCallStreams, maxCallStreamsEach)
 	allowed := func(ctx context.Context) error {
-		if !g.clients.allow(clientOfContext(ctx)) {
+		if !g.clients.Allow(clientOfContext(ctx)) {
 			return status.Error(codes.ResourceExhausted, "too many requests from this address")
 		}
 		return nil
@@ -169,16 +165,24 @@ func (g *Gateway) runGRPC(ctx context.Context) error {
 			if err := allowed(stream.Context()); err != nil {
 				return err
 			}
+			// Counted before anything is read: a client may never send its request.
+			client := clientOfContext(stream.Context())
+			if !streams.Take(client) {
+				return status.Error(codes.ResourceExhausted, "too many streams are open")
+			}
+			defer streams.Give(client)
 			return handle(srv, stream)
 		}),
 	)
-	server.RegisterService(&serviceDesc, &statuses{g: g, stop: ctx, streams: newQuota(maxStatusStreams, maxStatusesEach)})
+	server.RegisterService(&serviceDesc, &statuses{g: g, stop: ctx})
 	options := reflection.ServerOptions{Services: server, DescriptorResolver: files, ExtensionResolver: &protoregistry.Types{}}
 	reflectionv1.RegisterServerReflectionServer(server, reflection.NewServerV1(options))
 	reflectionv1alpha.RegisterServerReflectionServer(server, reflection.NewServer(options))
 
 	served := make(chan error, 1)
-	go func() { served <- server.Serve(limitListener(g.cfg.GRPC, maxConnections, maxConnectionsPerClient)) }()
+	go func() {
+		served <- server.Serve(crowd.Listen(g.cfg.GRPC, crowd.NewQuota(maxConnections, maxConnectionsPerClient)))
+	}()
 	select {
 	case err := <-served:
 		server.Stop()

@@ -13,6 +13,7 @@ import (
 	"unicode"
 
 	"github.com/croft-cloud/croft"
+	"github.com/croft-cloud/croft/agent/crowd"
 	"github.com/croft-cloud/croft/agent/lease"
 	"github.com/croft-cloud/croft/chain/account"
 	"github.com/croft-cloud/croft/chain/akash"
@@ -32,7 +33,7 @@ func (e *refusal) Error() string { return e.text }
 func (e *refusal) Unwrap() error { return e.cause }
 
 func unauthenticated(status int, text string) error {
-	return &refusal{status: status, text: text, json: true}
+	return &refusal{status: status, text: oneLine(text), json: true}
 }
 
 func refuse(status int, text string) error { return &refusal{status: status, text: text} }
@@ -81,7 +82,7 @@ func (g *Gateway) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	}
 	e := refusalOf(err)
 	if e.cause != nil {
-		g.log.Warn("request failed", "path", r.URL.Path, "status", e.status, "error", e.cause)
+		g.log.Warn("request failed", "route", r.Pattern, "status", e.status, "error", e.cause)
 	}
 	if e.status == http.StatusServiceUnavailable || e.status == http.StatusTooManyRequests {
 		w.Header().Set("Retry-After", "5")
@@ -112,6 +113,7 @@ type request struct {
 	who     identity
 	id      akash.LeaseID // without numbers where the path has none
 	service string        // of the path
+	read    bool          // the body was read
 }
 
 // may reports whether the token covers a scope, for each of the services; none
@@ -179,12 +181,12 @@ func (g *Gateway) routes() http.Handler {
 		})
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if !g.clients.allow(clientOf(r.RemoteAddr)) {
+		if !g.clients.Allow(crowd.ClientOf(r.RemoteAddr)) {
 			g.refuse(w, r, refuse(http.StatusTooManyRequests, "too many requests from this address"))
 			return
 		}
 		who, err := g.auth.identify(r)
-		if err == nil && who.owner != "" && !g.tenants.allow(string(who.owner)) {
+		if err == nil && who.owner != "" && !g.tenants.Allow(string(who.owner)) {
 			err = refuse(http.StatusTooManyRequests, "too many requests of this account")
 		}
 		if err != nil {
@@ -229,11 +231,15 @@ func (g *Gateway) request(w http.ResponseWriter, r *http.Request, who identity) 
 
 // within bounds a request that is answered once.
 func (q *request) within(d time.Duration) (context.Context, context.CancelFunc) {
-	// The body is here, and the answer may take as long as the work. A read
-	// deadline that passed meanwhile would count as a client that left. Errors
-	// mean a connection that is gone, which the answer will find out.
+	// The answer may take as long as the work. Once the body is here, a read
+	// deadline that passed meanwhile would count as a client that left; of a body
+	// that nobody wants, the server reads what is left before it answers, and only
+	// that deadline ends it. Errors mean a connection that is gone, which the
+	// answer will find out.
 	control := http.NewResponseController(q.w)
-	_ = control.SetReadDeadline(time.Time{})
+	if q.r.ContentLength == 0 || q.read {
+		_ = control.SetReadDeadline(time.Time{})
+	}
 	_ = control.SetWriteDeadline(time.Now().Add(d + answerTimeout))
 	return context.WithTimeout(q.r.Context(), d)
 }
@@ -247,6 +253,7 @@ func (q *request) body(most int64) ([]byte, error) {
 	if err != nil {
 		return nil, refuse(http.StatusBadRequest, "the body ended too early")
 	}
+	q.read = true
 	return raw, nil
 }
 
@@ -296,6 +303,9 @@ func (g *Gateway) leaseStatus(q *request) error {
 	s, err := g.cfg.Statuses.Status(ctx, q.id)
 	if err != nil {
 		return err
+	}
+	if len(s.Services) == 0 {
+		return refuse(http.StatusNotFound, "the lease has no manifest yet; send it first")
 	}
 	return answer(q.w, leaseJSON(s))
 }

@@ -88,7 +88,9 @@ func (g *Gateway) shell(q *request) error {
 // exec runs the program and says with which frame it ends, 0 for none: an exit
 // code, or why it could not be run.
 func (g *Gateway) exec(s *socket, q *request, e Exec) (frame byte, result any) {
-	status, err := g.cfg.Statuses.Status(s.ctx, q.id)
+	asking, cancel := context.WithTimeout(s.ctx, queryTimeout)
+	status, err := g.cfg.Statuses.Status(asking, q.id)
+	cancel()
 	if err == nil && !slices.ContainsFunc(status.Services, func(one lease.ServiceStatus) bool { return one.Name == e.Service }) {
 		err = refuse(http.StatusNotFound, errNoService)
 	}
@@ -164,7 +166,7 @@ func (in *input) run() {
 
 // drain reads on a little, so that the client can answer the end.
 func (in *input) drain() {
-	for range maxIdleFrames {
+	for range maxDrainFrames {
 		if _, err := in.s.read(); err != nil {
 			return
 		}

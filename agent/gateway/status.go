@@ -33,7 +33,7 @@ func (g *Gateway) provided(ctx context.Context) (Provider, error) {
 	defer cancel()
 	g.status.mu.Lock()
 	defer g.status.mu.Unlock()
-	if !g.status.at.IsZero() && age(g.status.at) < statusFresh {
+	if !g.status.at.IsZero() && time.Since(g.status.at) < statusFresh {
 		return g.status.last, nil
 	}
 	p, err := g.cfg.Provided.Provided(ctx)
@@ -50,7 +50,7 @@ type amountsJSON struct {
 	GPU              int64            `json:"gpu"`
 	Memory           int64            `json:"memory"`
 	StorageEphemeral int64            `json:"storage_ephemeral"`
-	Storage          map[string]int64 `json:"storage,omitempty"`
+	Storage          map[string]int64 `json:"storage,omitzero"`
 }
 
 func (a Amounts) json() amountsJSON {
@@ -60,7 +60,11 @@ func (a Amounts) json() amountsJSON {
 func amountsList(all []Amounts) []amountsJSON {
 	out := []amountsJSON{}
 	for _, a := range all {
-		out = append(out, a.json())
+		one := a.json()
+		if one.Storage == nil {
+			one.Storage = map[string]int64{} // unlike that of nodes, it is always there
+		}
+		out = append(out, one)
 	}
 	return out
 }

@@ -16,7 +16,9 @@ import (
 	"unicode/utf8"
 
 	"github.com/coder/websocket"
+	"golang.org/x/time/rate"
 
+	"github.com/croft-cloud/croft/agent/crowd"
 	"github.com/croft-cloud/croft/agent/lease"
 	"github.com/croft-cloud/croft/chain/akash"
 	"github.com/croft-cloud/croft/chain/credential"
@@ -57,19 +59,19 @@ type socket struct {
 
 // upgrade makes a websocket of a request, or answers with an error. take counts
 // it; the caller ends what it gets.
-func (g *Gateway) upgrade(q *request, kinds ...*quota) (*socket, error) {
-	name := string(lease.KeyOf(q.id))
+func (g *Gateway) upgrade(q *request, kinds ...*crowd.Quota) (*socket, error) {
+	name := string(q.id.Owner)
 	for i, kind := range kinds {
-		if !kind.take(name) {
+		if !kind.Take(name) {
 			for _, taken := range kinds[:i] {
-				taken.give(name)
+				taken.Give(name)
 			}
 			return nil, refuse(http.StatusServiceUnavailable, "too many streams are open; close one of them")
 		}
 	}
 	give := func() {
 		for _, kind := range kinds {
-			kind.give(name)
+			kind.Give(name)
 		}
 	}
 	// Accept sends a few bytes and takes over the connection, deadlines cleared.
@@ -134,7 +136,8 @@ func (s *socket) read() ([]byte, error) {
 // listen reads what a client sends that has nothing to say, so that its pongs
 // and its leaving are noticed.
 func (s *socket) listen() {
-	for range maxIdleFrames {
+	often := rate.NewLimiter(idleFrames, idleBurst)
+	for often.Allow() {
 		if _, err := s.read(); err != nil {
 			s.stop(errGone)
 			return
@@ -248,31 +251,12 @@ func (g *Gateway) logs(q *request) error {
 					yield(nil, err)
 					return
 				}
-				for part := range pieces(line.Text, maxLineBytes) {
-					if !yield(logJSON{line.Pod, part}, nil) {
-						return
-					}
+				if !yield(logJSON{line.Pod, line.Text}, nil) {
+					return
 				}
 			}
 		}
 	})
-}
-
-// pieces yields a text in parts of at most so many bytes, at least one.
-func pieces(text string, most int) iter.Seq[string] {
-	return func(yield func(string) bool) {
-		for len(text) > most {
-			cut := most
-			for cut > most-utf8.UTFMax && !utf8.RuneStart(text[cut]) {
-				cut--
-			}
-			if !yield(text[:cut]) {
-				return
-			}
-			text = text[cut:]
-		}
-		yield(text)
-	}
 }
 
 type logJSON struct {

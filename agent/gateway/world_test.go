@@ -51,6 +51,7 @@ type fakeChain struct {
 	keys    map[account.Address]account.PublicKey
 	certs   []*certv1.CertificateResponse
 	down    bool
+	hangs   bool // until the question is given up
 	queries int
 }
 
@@ -62,9 +63,13 @@ func (c *fakeChain) ask() error {
 	return nil
 }
 
-func (c *fakeChain) PublicKey(_ context.Context, a account.Address) (account.PublicKey, error) {
+func (c *fakeChain) PublicKey(ctx context.Context, a account.Address) (account.PublicKey, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.hangs {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
 	if err := c.ask(); err != nil {
 		return nil, err
 	}

@@ -11,14 +11,15 @@
 // # Promises
 //
 //   - A new table drops no connection and no request of a lease that is still in
-//     it: what has begun goes on with the address it has. When a lease is in no
+//     it: what has begun goes on with the address it has, flows of UDP apart, which
+//     end when their replica leaves the table. When a lease is in no
 //     route any more, its connections are cut.
 //   - A request is tried at another replica only if that cannot do harm: nothing
 //     of its body was read, and the first replica was never reached or the
 //     method is idempotent.
 //   - Counts, sizes, rates and times of strangers are bounded (limits.go).
-//   - Headers that say where a request came from are ours: X-Forwarded-For,
-//     -Host, -Proto and X-Real-IP of the client are dropped.
+//   - Headers that say where a request came from are ours: Forwarded, X-Real-IP
+//     and all X-Forwarded ones of the client are dropped.
 //
 // # Certificates
 //
@@ -53,9 +54,12 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
+	"time"
 
 	"golang.org/x/crypto/acme"
 
+	"github.com/croft-cloud/croft/agent/crowd"
 	"github.com/croft-cloud/croft/agent/lease"
 	"github.com/croft-cloud/croft/chain/sdl"
 )
@@ -121,8 +125,10 @@ type Ingress struct {
 	proxy   http.Handler
 	plain   *feed // connections for the server of plain HTTP
 	secure  *feed
-	open    *quota                // connections by client
-	flows   *quota                // of UDP by client
+	open    *crowd.Quota          // connections by client
+	busy    *crowd.Quota          // requests by client
+	flows   *crowd.Quota          // of UDP by client
+	inside  crowd.Gate            // requests
 	table   atomic.Pointer[table] // never nil
 	workers sync.WaitGroup        // pipes, flows, accept loops
 
@@ -176,7 +182,9 @@ func New(cfg Config) (*Ingress, error) {
 	i := &Ingress{
 		cfg: cfg, log: cfg.Log,
 		plain: newFeed("http"), secure: newFeed("tls"),
-		open: newQuota(maxConnections, maxConnectionsPerClient), flows: newQuota(maxFlows, maxFlowsPerClient),
+		open:  crowd.NewQuota(maxConnections, maxConnectionsPerClient),
+		busy:  crowd.NewQuota(maxRequests, maxRequestsPerClient),
+		flows: crowd.NewQuota(maxFlows, maxFlowsPerClient),
 		bound: map[portID]closer{}, others: map[closer]struct{}{}, tenants: map[lease.Key]*tenancy{},
 	}
 	i.table.Store(&table{})
@@ -368,12 +376,12 @@ var errFull = errors.New("too many connections are open")
 
 // admit counts a connection, or closes it and returns nil.
 func (i *Ingress) admit(c *clientConn) *clientConn {
-	client := clientOf(c.RemoteAddr())
-	if !i.open.take(client) {
+	client := crowd.ClientOf(c.RemoteAddr().String())
+	if !i.open.Take(client) {
 		c.Conn.Close()
 		return nil
 	}
-	c.give = sync.OnceFunc(func() { i.open.give(client) })
+	c.give = sync.OnceFunc(func() { i.open.Give(client) })
 	return c
 }
 
@@ -459,6 +467,7 @@ func (i *Ingress) Run(ctx context.Context) error {
 	i.secure.Close()
 	serving.Wait()
 	i.workers.Wait()
+	i.inside.Shut()
 	return err
 }
 
@@ -466,6 +475,10 @@ func (i *Ingress) Run(ctx context.Context) error {
 func (i *Ingress) accept(l net.Listener, to *feed) error {
 	for {
 		conn, err := l.Accept()
+		if isPassing(err) {
+			time.Sleep(acceptPause)
+			continue
+		}
 		if err != nil {
 			return err
 		}
@@ -473,6 +486,14 @@ func (i *Ingress) accept(l net.Listener, to *feed) error {
 			_ = to.push(c) // an error means that it was closed
 		}
 	}
+}
+
+// isPassing reports an error of one connection, or of a machine that is out of
+// files or memory for a moment.
+func isPassing(err error) bool {
+	return slices.ContainsFunc([]error{
+		syscall.ECONNABORTED, syscall.ECONNRESET, syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.EPERM, syscall.EPROTO,
+	}, func(one error) bool { return errors.Is(err, one) })
 }
 
 // clientConn is a client's connection, however it came.
@@ -537,22 +558,6 @@ type feedAddr string
 
 func (feedAddr) Network() string  { return "ingress" }
 func (a feedAddr) String() string { return string(a) }
-
-// clientOf is the name under which a client is counted: its address, and of IPv6
-// the network, because a home has 2^64 addresses.
-func clientOf(a net.Addr) string {
-	p, err := netip.ParseAddrPort(a.String())
-	if err != nil {
-		return a.String()
-	}
-	addr := p.Addr().Unmap().WithZone("")
-	if addr.Is6() {
-		if network, err := addr.Prefix(64); err == nil {
-			return network.String()
-		}
-	}
-	return addr.String()
-}
 
 // hostOf is the host name of a Host header or of SNI.
 func hostOf(s string) string {

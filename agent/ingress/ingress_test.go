@@ -18,6 +18,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -108,13 +109,13 @@ func says(text string) http.HandlerFunc {
 // dead is an address where nobody listens.
 func dead(*testing.T) netip.AddrPort { return netip.MustParseAddrPort("127.66.0.1:1") }
 
-// bindings makes an address of its own for each ingress, so that any port below
-// those that the kernel draws is free on it.
+// bindings makes an address of its own for each ingress of each process, so that
+// any port below those that the kernel draws is free on it.
 var bindings atomic.Uint32
 
 func ownAddress() netip.Addr {
-	n := bindings.Add(1)
-	return netip.AddrFrom4([4]byte{127, 67, byte(n >> 8), byte(n)})
+	pid := os.Getpid()
+	return netip.AddrFrom4([4]byte{127, 68 + byte((pid>>8)%100), byte(pid), byte(bindings.Add(1))})
 }
 
 // external is the port that tests open.
@@ -227,8 +228,8 @@ func TestARequestTellsWhereItCameFrom(t *testing.T) {
 	if proto := got.Get("X-Forwarded-Proto"); proto != "https" {
 		t.Errorf("X-Forwarded-Proto over TLS = %q", proto)
 	}
-	d.do("GET", "http://web.example/", nil, "X-Forwarded-For", "1.2.3.4", "X-Forwarded-Proto", "gopher", "X-Real-Ip", "1.2.3.4", "Forwarded", "for=1.2.3.4", "Upgrade", "h2c", "Connection", "Upgrade, X-Secret", "X-Secret", "1")
-	for k, want := range map[string]string{"X-Forwarded-For": "127.0.0.1", "X-Forwarded-Proto": "http", "X-Forwarded-Host": "web.example", "X-Real-Ip": "127.0.0.1", "Forwarded": "", "Upgrade": "", "X-Secret": ""} {
+	d.do("GET", "http://web.example/", nil, "X-Forwarded-For", "1.2.3.4", "X-Forwarded-Proto", "gopher", "X-Real-Ip", "1.2.3.4", "X-Forwarded-Port", "99", "X-Forwarded-Server", "inside", "Forwarded", "for=1.2.3.4", "Upgrade", "h2c", "Connection", "Upgrade, X-Secret", "X-Secret", "1")
+	for k, want := range map[string]string{"X-Forwarded-For": "127.0.0.1", "X-Forwarded-Proto": "http", "X-Forwarded-Host": "web.example", "X-Real-Ip": "127.0.0.1", "X-Forwarded-Port": "", "X-Forwarded-Server": "", "Forwarded": "", "Upgrade": "", "X-Secret": ""} {
 		if got.Get(k) != want {
 			t.Errorf("%s = %q, want %q", k, got.Get(k), want)
 		}
@@ -504,16 +505,22 @@ func TestTCPPortsEndOneDirectionAtATime(t *testing.T) {
 func TestAClosedPortIsClosed(t *testing.T) {
 	t.Parallel()
 	d := start(t, nil)
-	address := d.port(ingress.TCP, echo(t))
+	greeter := listen(t)
+	defer greeter.Close()
+	address := d.port(ingress.TCP, netip.MustParseAddrPort(greeter.Addr().String()))
 	c, err := net.Dial("tcp", address)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	// Sent bytes that are never answered keep the pipe open; waiting for the
-	// connection to be counted says that it is.
-	for d.Counters()[lease1].Connections == 0 {
-		time.Sleep(time.Millisecond)
+	service, err := greeter.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer service.Close()
+	_, _ = io.WriteString(service, "x")
+	if _, err := c.Read(make([]byte, 1)); err != nil { // then the pipe is open
+		t.Fatal(err)
 	}
 	d.set(ingress.Routes{})
 	if _, err := io.ReadAll(c); err != nil && !errors.Is(err, net.ErrClosed) && !strings.Contains(err.Error(), "reset") {
@@ -581,6 +588,86 @@ func TestUDPPorts(t *testing.T) {
 	d.set(ingress.Routes{})
 	if _, err := here.Read(make([]byte, 1)); err == nil {
 		t.Error("a flow outlives its lease")
+	}
+}
+
+// A client that never pauses reaches the new replica all the same.
+func TestAFlowMovesOnWhenItsReplicaLeaves(t *testing.T) {
+	t.Parallel()
+	d := start(t, nil)
+	old, next := udpEcho(t), udpEcho(t)
+	c, err := net.Dial("udp", d.port(ingress.UDP, old))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	// say repeats until there is an answer, as clients of UDP do.
+	say := func() {
+		t.Helper()
+		for {
+			if _, err := io.WriteString(c, "hello"); err != nil {
+				t.Fatal(err)
+			}
+			_ = c.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
+			if _, err := c.Read(make([]byte, 100)); err == nil {
+				return
+			}
+		}
+	}
+	say()
+	d.port(ingress.UDP, next)
+	for d.Counters()[lease1].Connections < 2 {
+		say()
+	}
+}
+
+func TestOneClientCannotTakeAllRequestsOfALease(t *testing.T) {
+	t.Parallel()
+	d := start(t, nil)
+	released := make(chan struct{})
+	release := sync.OnceFunc(func() { close(released) })
+	d.web(sdl.HTTPOptions{}, backend(t, func(_ http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/" {
+			<-released
+		}
+	}))
+	var clients sync.WaitGroup
+	var served, refused atomic.Int64
+	for range 5 { // of HTTP/2, with up to 128 requests on one connection
+		c := d.client()
+		get := func(path string) int {
+			req, err := http.NewRequestWithContext(t.Context(), "GET", "https://web.example"+path, nil)
+			if err != nil {
+				t.Error(err)
+				return 0
+			}
+			resp, err := c.Do(req)
+			if err != nil {
+				t.Error(err)
+				return 0
+			}
+			resp.Body.Close()
+			return resp.StatusCode
+		}
+		get("/quick") // makes the connection that all others share
+		for range 103 {
+			clients.Go(func() {
+				switch get("/") {
+				case 200:
+					served.Add(1)
+				case 429:
+					if refused.Add(1) == 3 {
+						release()
+					}
+				default:
+					release()
+				}
+			})
+		}
+	}
+	clients.Wait()
+	if served.Load() != 512 || refused.Load() != 3 {
+		t.Errorf("%d of 515 requests were served, %d refused", served.Load(), refused.Load())
 	}
 }
 
@@ -768,14 +855,19 @@ func TestHostileRequests(t *testing.T) {
 	}
 }
 
-// oneConn is a listener of one connection.
+// oneConn is a listener of one connection, before which the machine is out of
+// files for a moment.
 type oneConn struct {
-	conn chan net.Conn
-	done chan struct{}
-	once sync.Once
+	tired atomic.Bool
+	conn  chan net.Conn
+	done  chan struct{}
+	once  sync.Once
 }
 
 func (l *oneConn) Accept() (net.Conn, error) {
+	if l.tired.CompareAndSwap(false, true) {
+		return nil, &net.OpError{Op: "accept", Net: "tcp", Err: os.NewSyscallError("accept4", syscall.EMFILE)}
+	}
 	select {
 	case c := <-l.conn:
 		return c, nil
@@ -796,6 +888,8 @@ func TestSlowlorisIsCutOff(t *testing.T) {
 	}{
 		{"in the handshake", "\x16", true, 16 * time.Second},
 		{"in the header", "GET / HTTP/1.1\r\nHost: x\r\nX: ", false, 16 * time.Second},
+		{"in a body that nobody wants", "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n12", false, 61 * time.Second},
+		{"in a body without length", "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n", false, 61 * time.Second},
 		{"between requests", "GET / HTTP/1.1\r\nHost: x\r\n\r\n", false, 91 * time.Second},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -13,6 +13,8 @@ const (
 	maxConnections          = 8192             // in all; one costs some 30 KiB
 	maxConnectionsPerClient = 256              // of one address: an office behind one is many people
 	maxStreams              = 128              // of one HTTP/2 connection
+	maxRequests             = 4096             // at once, in all
+	maxRequestsPerClient    = 512              // half of what a lease may have: nobody takes it alone
 	maxHeaderBytes          = 64 << 10         // of a request
 	headerTimeout           = 15 * time.Second // for handshake and header: what slowloris stretches
 	idleTimeout             = 90 * time.Second // between two requests
@@ -34,9 +36,9 @@ const (
 
 // Limits of UDP. A flow is a client's address and port at one port of a lease.
 const (
-	maxFlows          = 4096
+	maxFlows          = 2048 // each costs up to maxDatagram
 	maxFlowsPerClient = 64
-	maxFlowsPerLease  = 1024
+	maxFlowsPerLease  = 512
 	flowIdle          = 60 * time.Second // without a datagram in either direction
 	flowQueue         = 64               // datagrams that wait for a replica; more are dropped
 	maxDatagram       = 64 << 10
@@ -46,43 +48,10 @@ const (
 const (
 	defaultBody    = 1 << 20
 	defaultTimeout = 60 * time.Second
+	defaultTries   = 3
 	defaultHeader  = 64 << 10 // of an answer
 	maxHeader      = 1 << 20
 )
-
-// quota bounds how many of something there are, in all and under each name.
-type quota struct {
-	all, each int
-
-	mu     sync.Mutex
-	total  int            // guarded by mu
-	counts map[string]int // guarded by mu; no zeros
-}
-
-func newQuota(all, each int) *quota {
-	return &quota{all: all, each: each, counts: map[string]int{}}
-}
-
-// take reports whether there is room for one more. The caller gives it back.
-func (q *quota) take(name string) bool {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if q.total >= q.all || q.counts[name] >= q.each {
-		return false
-	}
-	q.total++
-	q.counts[name]++
-	return true
-}
-
-func (q *quota) give(name string) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	q.total--
-	if q.counts[name]--; q.counts[name] <= 0 {
-		delete(q.counts, name)
-	}
-}
 
 // tenancy is a lease as long as it is in the table.
 type tenancy struct {

@@ -6,9 +6,12 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/croft-cloud/croft/agent/crowd"
 )
 
 // listenTCP opens a port of the box. Callers hold i.mu.
@@ -45,7 +48,7 @@ func (i *Ingress) pipe(client *clientConn, id portID) {
 		return
 	}
 	defer p.tenant.pipes.Add(-1)
-	backend := p.dial("tcp")
+	backend, _ := p.dial("tcp")
 	if backend == nil {
 		p.tenant.refused.Add(1)
 		return
@@ -67,15 +70,16 @@ func (i *Ingress) pipe(client *clientConn, id portID) {
 }
 
 // dial reaches a replica, the next if the first is not there; nil: none is.
-func (p *port) dial(network string) net.Conn {
+func (p *port) dial(network string) (net.Conn, netip.AddrPort) {
 	first := int(p.next.Add(1) - 1)
 	for n := range p.Backends {
-		conn, err := (&net.Dialer{Timeout: dialTimeout}).DialContext(context.Background(), network, p.Backends[(first+n)%len(p.Backends)].String())
+		at := p.Backends[(first+n)%len(p.Backends)]
+		conn, err := (&net.Dialer{Timeout: dialTimeout}).DialContext(context.Background(), network, at.String())
 		if err == nil {
-			return conn
+			return conn, at
 		}
 	}
-	return nil
+	return nil, netip.AddrPort{}
 }
 
 // countEvery is how many bytes pass between two additions to a counter: io.CopyN
@@ -110,19 +114,20 @@ func closeWrite(c net.Conn) error {
 }
 
 // flow moves datagrams between a client and a replica until none comes for a
-// while.
+// while, or until the replica is not in the table any more: the client's next
+// datagram then begins a flow to another.
 func (i *Ingress) flow(client net.Conn, id portID) {
-	name := clientOf(client.RemoteAddr())
+	name := crowd.ClientOf(client.RemoteAddr().String())
 	p := i.table.Load().ports[id]
-	if p == nil || !i.flows.take(name) {
+	if p == nil || !i.flows.Take(name) {
 		return
 	}
-	defer i.flows.give(name)
+	defer i.flows.Give(name)
 	if !p.tenant.enter(&p.tenant.flows, maxFlowsPerLease) {
 		return
 	}
 	defer p.tenant.flows.Add(-1)
-	backend := p.dial("udp")
+	backend, at := p.dial("udp")
 	if backend == nil {
 		p.tenant.refused.Add(1)
 		return
@@ -139,28 +144,43 @@ func (i *Ingress) flow(client net.Conn, id portID) {
 	p.tenant.connected.Add(1)
 	idle := time.AfterFunc(flowIdle, end)
 	defer idle.Stop()
-	move := func(to, from net.Conn, count func(uint64) uint64) {
+	left := func() bool {
+		now := i.table.Load().ports[id]
+		return now == nil || len(now.Backends) > 0 && !slices.Contains(now.Backends, at)
+	}
+	move := func(to net.Conn, next func() ([]byte, error), count func(uint64) uint64) {
 		defer end()
-		buf := make([]byte, maxDatagram)
 		for {
-			n, err := from.Read(buf)
-			if err != nil && !isRefused(err) {
+			datagram, err := next()
+			if err != nil && !isRefused(err) || left() {
 				return
 			}
 			if err != nil { // nobody listens yet; the next datagram may find somebody
 				continue
 			}
 			idle.Reset(flowIdle)
-			count(uint64(n))
-			if _, err := to.Write(buf[:n]); errors.Is(err, net.ErrClosed) {
+			count(uint64(len(datagram)))
+			if _, err := to.Write(datagram); errors.Is(err, net.ErrClosed) {
 				return
 			}
 		}
 	}
 	var both sync.WaitGroup
-	both.Go(func() { move(backend, client, p.tenant.in.Add) })
-	both.Go(func() { move(client, backend, p.tenant.out.Add) })
+	both.Go(func() { move(backend, datagrams(client), p.tenant.in.Add) })
+	both.Go(func() { move(client, datagrams(backend), p.tenant.out.Add) })
 	both.Wait()
+}
+
+// datagrams reads one after the other; each is good until the next.
+func datagrams(from net.Conn) func() ([]byte, error) {
+	if p, ok := from.(*packets); ok {
+		return p.next // they are in memory already
+	}
+	buf := make([]byte, maxDatagram)
+	return func() ([]byte, error) {
+		n, err := from.Read(buf)
+		return buf[:n], err
+	}
 }
 
 // isRefused reports that an earlier datagram found nobody.
@@ -193,6 +213,7 @@ func (d *demux) run(i *Ingress, id portID) {
 			return
 		}
 		if err != nil {
+			time.Sleep(acceptPause)
 			continue
 		}
 		d.mu.Lock()
@@ -238,13 +259,18 @@ type packets struct {
 	once sync.Once
 }
 
-func (p *packets) Read(b []byte) (int, error) {
+func (p *packets) next() ([]byte, error) {
 	select {
 	case d := <-p.in:
-		return copy(b, d), nil
+		return d, nil
 	case <-p.done:
-		return 0, net.ErrClosed
+		return nil, net.ErrClosed
 	}
+}
+
+func (p *packets) Read(b []byte) (int, error) {
+	d, err := p.next()
+	return copy(b, d), err
 }
 
 func (p *packets) Write(b []byte) (int, error) { return p.conn.WriteToUDPAddrPort(b, p.from) }

@@ -1,11 +1,13 @@
 package ingress
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httputil"
@@ -16,6 +18,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/croft-cloud/croft/agent/crowd"
 )
 
 // newSite makes a route ready. What the same host of the same lease had before
@@ -90,6 +94,8 @@ var (
 	errReadTimeout = errors.New("the service does not answer in time")
 	errSendTimeout = errors.New("the service does not take the request in time")
 	errNoBackend   = errors.New("the service has no replica that answers")
+	errSlowClient  = errors.New("the client does not send its request in time")
+	errTaken       = errors.New("the body is for another try")
 )
 
 // siteKey finds the site in a request's context.
@@ -110,11 +116,28 @@ func page(w http.ResponseWriter, status int, text string) {
 
 // serve is the handler of both servers.
 func (i *Ingress) serve(w http.ResponseWriter, r *http.Request) {
+	if !i.inside.Enter() {
+		panic(http.ErrAbortHandler) // everything is closed already
+	}
+	defer i.inside.Leave()
 	control := http.NewResponseController(w)
 	// The answer may come late; from then on each write has its own time, the
 	// server's own at the end included.
 	_ = control.SetWriteDeadline(time.Time{})
 	defer func() { _ = control.SetWriteDeadline(time.Now().Add(clientPatience)) }()
+	if r.ProtoMajor == 1 && r.ContentLength != 0 {
+		// What nobody has read of a body when the answer begins or ends, the server
+		// reads: for so long, not for ever.
+		patient := func() { _ = control.SetReadDeadline(time.Now().Add(clientPatience)) }
+		patient()
+		defer patient()
+	}
+	client := crowd.ClientOf(r.RemoteAddr)
+	if !i.busy.Take(client) {
+		page(w, http.StatusTooManyRequests, "Too many requests at once come from your address. Please try again in a moment.")
+		return
+	}
+	defer i.busy.Give(client)
 	if r.TLS == nil && i.certs.challenge(w, r) {
 		return
 	}
@@ -141,9 +164,9 @@ func (i *Ingress) serve(w http.ResponseWriter, r *http.Request) {
 		r.Header.Del("Upgrade") // other protocols would hide from the limits
 	}
 	if r.Body != nil && r.Body != http.NoBody {
-		r.Body = http.MaxBytesReader(w, &patientBody{r.Body, control}, int64(s.Options.MaxBodySize))
+		r.Body = http.MaxBytesReader(w, &patientBody{r.Body, control, r.ProtoMajor > 1}, int64(s.Options.MaxBodySize))
 	}
-	i.proxy.ServeHTTP(&patientWriter{w, control}, r.WithContext(context.WithValue(r.Context(), siteKey{}, s)))
+	i.proxy.ServeHTTP(&patientWriter{w, control, r.ProtoMajor == 1}, r.WithContext(context.WithValue(r.Context(), siteKey{}, s)))
 }
 
 func tooLarge(s *site) string {
@@ -154,19 +177,34 @@ func tooLarge(s *site) string {
 type patientBody struct {
 	io.ReadCloser
 	control *http.ResponseController
+	always  bool // a deadline counts also while nobody reads: HTTP/2
 }
 
 func (b *patientBody) Read(p []byte) (int, error) {
 	_ = b.control.SetReadDeadline(time.Now().Add(clientPatience))
 	n, err := b.ReadCloser.Read(p)
-	_ = b.control.SetReadDeadline(time.Time{}) // one that passed later would count as a client that left
+	if b.always || errors.Is(err, io.EOF) {
+		_ = b.control.SetReadDeadline(time.Time{}) // one that passed later would count as a client that left
+	}
+	if isTimeout(err) {
+		err = fmt.Errorf("%w: %w", errSlowClient, err)
+	}
 	return n, err
 }
 
-// patientWriter gives a client time to take each part of an answer.
+// patientWriter gives a client time to take each part of an answer. With the
+// first part, HTTP/1 is done with the request's body.
 type patientWriter struct {
 	http.ResponseWriter
 	control *http.ResponseController
+	http1   bool
+}
+
+func (w *patientWriter) free() {
+	_ = w.control.SetWriteDeadline(time.Time{})
+	if w.http1 {
+		_ = w.control.SetReadDeadline(time.Time{})
+	}
 }
 
 func (w *patientWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
@@ -174,14 +212,14 @@ func (w *patientWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 func (w *patientWriter) Write(p []byte) (int, error) {
 	_ = w.control.SetWriteDeadline(time.Now().Add(clientPatience))
 	n, err := w.ResponseWriter.Write(p)
-	_ = w.control.SetWriteDeadline(time.Time{})
+	w.free()
 	return n, err
 }
 
 func (w *patientWriter) FlushError() error {
 	_ = w.control.SetWriteDeadline(time.Now().Add(clientPatience))
 	err := w.control.Flush()
-	_ = w.control.SetWriteDeadline(time.Time{})
+	w.free()
 	return err
 }
 
@@ -190,8 +228,10 @@ func (i *Ingress) newProxy() http.Handler {
 		Rewrite: func(r *httputil.ProxyRequest) {
 			r.Out.URL.Scheme, r.Out.URL.Host = "http", "replica" // the balancer knows which
 			r.Out.Host = r.In.Host
+			maps.DeleteFunc(r.Out.Header, func(name string, _ []string) bool {
+				return name == "X-Real-Ip" || strings.HasPrefix(name, "X-Forwarded-")
+			})
 			r.SetXForwarded()
-			r.Out.Header.Del("X-Real-Ip")
 			if client, _, err := net.SplitHostPort(r.In.RemoteAddr); err == nil {
 				r.Out.Header.Set("X-Real-Ip", client)
 			}
@@ -226,6 +266,10 @@ func (i *Ingress) failed(w http.ResponseWriter, r *http.Request, err error) {
 		page(w, http.StatusRequestEntityTooLarge, tooLarge(s))
 		return
 	}
+	if errors.Is(err, errSlowClient) {
+		page(w, http.StatusRequestTimeout, "The request did not come in time.")
+		return
+	}
 	s.tenant.refused.Add(1)
 	i.log.Debug("request not served", "lease", s.Lease, "host", s.Host, "error", err)
 	_, unreached := errors.AsType[*dialError](err)
@@ -254,10 +298,7 @@ func (balancer) RoundTrip(r *http.Request) (*http.Response, error) {
 		return nil, errNoBackend
 	}
 	off := slices.Contains(s.Options.NextCases, "off")
-	tries := len(s.Backends)
-	if n := int(s.Options.NextTries); n > 0 {
-		tries = min(tries, n)
-	}
+	tries := min(len(s.Backends), cmp.Or(int(s.Options.NextTries), defaultTries))
 	if off {
 		tries = 1
 	}
@@ -270,7 +311,7 @@ func (balancer) RoundTrip(r *http.Request) (*http.Response, error) {
 		a := &attempt{site: s}
 		resp, err := a.do(r, s.Backends[(first+try-1)%len(s.Backends)])
 		again := try < tries && r.Context().Err() == nil && (until.IsZero() || time.Now().Before(until)) &&
-			!a.touched.Load() && a.harmless(r, err) && s.wants(resp, err)
+			harmless(r, err) && s.wants(resp, err) && a.unread()
 		if !again {
 			return resp, err
 		}
@@ -309,16 +350,65 @@ func orDefault(ms uint32) time.Duration {
 	return option(ms)
 }
 
-// attempt is one try at one replica.
+// attempt is one try at one replica. Timers say how long the replica may take;
+// once its answer has begun, answerBody does.
 type attempt struct {
-	site     *site
-	touched  atomic.Bool // bytes of the body were asked for
-	answered atomic.Bool // the header of an answer came
+	site       *site
+	read, send time.Duration
+
+	mu               sync.Mutex
+	reading, sending *time.Timer // started under mu only
+	touched          bool        // bytes of the body were asked for; guarded by mu
+	taken            bool        // the body is for another try; guarded by mu
+	answered         bool        // or failed; guarded by mu
+}
+
+// unread gives the body up, if it was not touched.
+func (a *attempt) unread() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.taken = !a.touched
+	return a.taken
+}
+
+// ask stops the time while the client sends.
+func (a *attempt) ask() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.taken {
+		return errTaken
+	}
+	a.touched = true
+	a.reading.Stop()
+	a.sending.Stop()
+	return nil
+}
+
+// pass starts it again: the replica takes what came, or answers if it was all.
+func (a *attempt) pass(all bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	switch {
+	case a.answered:
+	case all:
+		a.reading.Reset(a.read)
+	default:
+		a.sending.Reset(a.send)
+	}
+}
+
+// answer stops it for good.
+func (a *attempt) answer() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.answered = true
+	a.reading.Stop()
+	a.sending.Stop()
 }
 
 // harmless reports whether the request can be sent once more: the replica was
 // not reached, or the method is idempotent.
-func (a *attempt) harmless(r *http.Request, err error) bool {
+func harmless(r *http.Request, err error) bool {
 	if _, unreached := errors.AsType[*dialError](err); unreached {
 		return true
 	}
@@ -331,22 +421,20 @@ func (a *attempt) harmless(r *http.Request, err error) bool {
 
 func (a *attempt) do(r *http.Request, backend netip.AddrPort) (*http.Response, error) {
 	ctx, cancel := context.WithCancelCause(r.Context())
-	read, send := orDefault(a.site.Options.ReadTimeout), orDefault(a.site.Options.SendTimeout)
-	reading := time.AfterFunc(read, func() { cancel(errReadTimeout) })
-	sending := time.AfterFunc(send, func() { cancel(errSendTimeout) })
-	sending.Stop()
+	a.read, a.send = orDefault(a.site.Options.ReadTimeout), orDefault(a.site.Options.SendTimeout)
+	a.reading = time.AfterFunc(a.read, func() { cancel(errReadTimeout) })
+	a.sending = time.AfterFunc(a.send, func() { cancel(errSendTimeout) })
+	a.sending.Stop()
 	out := r.WithContext(ctx)
 	url := *r.URL
 	url.Host = backend.String()
 	out.URL = &url
 	if r.Body != nil && r.Body != http.NoBody {
-		out.Body = &sentBody{from: r.Body, a: a, reading: reading, sending: sending, read: read, send: send}
+		out.Body = &sentBody{r.Body, a}
 	}
 	resp, err := a.site.transport.RoundTrip(out)
-	a.answered.Store(true) // from here on answerBody tells the time
-	reading.Stop()
+	a.answer()
 	if err != nil {
-		sending.Stop()
 		if cause := context.Cause(ctx); errors.Is(cause, errReadTimeout) || errors.Is(cause, errSendTimeout) {
 			err = fmt.Errorf("%w: %w", cause, err)
 		}
@@ -354,39 +442,26 @@ func (a *attempt) do(r *http.Request, backend netip.AddrPort) (*http.Response, e
 		return nil, err
 	}
 	if both, ok := resp.Body.(io.ReadWriteCloser); ok && resp.StatusCode == http.StatusSwitchingProtocols {
-		idle := time.AfterFunc(upgradedIdle, func() { cancel(errReadTimeout) })
-		resp.Body = &upgraded{ReadWriteCloser: both, idle: idle, cancel: cancel}
+		resp.Body = newUpgraded(both, cancel)
 		return resp, nil
 	}
-	resp.Body = &answerBody{from: resp.Body, reading: reading, read: read, cancel: func() {
-		reading.Stop()
-		sending.Stop()
-		cancel(nil)
-	}}
+	resp.Body = &answerBody{from: resp.Body, reading: time.AfterFunc(a.read, func() { cancel(errReadTimeout) }), read: a.read, cancel: cancel}
 	return resp, nil
 }
 
 // sentBody is a request's body on its way to a replica. It tells how fast the
 // replica takes it; how fast the client sends is patientBody's.
 type sentBody struct {
-	from             io.Reader
-	a                *attempt
-	reading, sending *time.Timer
-	read, send       time.Duration
+	from io.Reader
+	a    *attempt
 }
 
 func (b *sentBody) Read(p []byte) (int, error) {
-	b.a.touched.Store(true)
-	b.reading.Stop()
-	b.sending.Stop()
-	n, err := b.from.Read(p)
-	switch {
-	case b.a.answered.Load():
-	case err != nil:
-		b.reading.Reset(b.read)
-	default:
-		b.sending.Reset(b.send)
+	if err := b.a.ask(); err != nil {
+		return 0, err
 	}
+	n, err := b.from.Read(p)
+	b.a.pass(err != nil)
 	return n, err
 }
 
@@ -398,7 +473,7 @@ type answerBody struct {
 	from    io.ReadCloser
 	reading *time.Timer
 	read    time.Duration
-	cancel  func()
+	cancel  context.CancelCauseFunc
 }
 
 func (b *answerBody) Read(p []byte) (int, error) {
@@ -409,26 +484,38 @@ func (b *answerBody) Read(p []byte) (int, error) {
 }
 
 func (b *answerBody) Close() error {
+	b.reading.Stop()
 	err := b.from.Close()
-	b.cancel()
+	b.cancel(nil)
 	return err
 }
 
-// upgraded is a websocket to a replica.
+// upgraded is a websocket to a replica. It is closed when nothing flows for
+// upgradedIdle; a context's end is nothing to it.
 type upgraded struct {
 	io.ReadWriteCloser
 	idle   *time.Timer
 	cancel context.CancelCauseFunc
 }
 
+func newUpgraded(c io.ReadWriteCloser, cancel context.CancelCauseFunc) *upgraded {
+	return &upgraded{c, time.AfterFunc(upgradedIdle, func() { c.Close() }), cancel}
+}
+
 func (u *upgraded) Read(p []byte) (int, error) {
-	u.idle.Reset(upgradedIdle)
-	return u.ReadWriteCloser.Read(p)
+	n, err := u.ReadWriteCloser.Read(p)
+	if err == nil {
+		u.idle.Reset(upgradedIdle)
+	}
+	return n, err
 }
 
 func (u *upgraded) Write(p []byte) (int, error) {
-	u.idle.Reset(upgradedIdle)
-	return u.ReadWriteCloser.Write(p)
+	n, err := u.ReadWriteCloser.Write(p)
+	if err == nil {
+		u.idle.Reset(upgradedIdle)
+	}
+	return n, err
 }
 
 func (u *upgraded) Close() error {
