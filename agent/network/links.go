@@ -228,6 +228,7 @@ func configureHostEnd(sys string, r replica) error {
 		conf4 + "arp_ignore": "1", conf4 + "arp_announce": "2", // the box's other addresses are not for this link
 		conf6 + "disable_ipv6": "0", conf6 + "addr_gen_mode": "1", conf6 + "accept_ra": "0", conf6 + "autoconf": "0",
 		conf6 + "accept_redirects": "0", conf6 + "proxy_ndp": "0", conf6 + "forwarding": "1",
+		conf6 + "accept_source_route": "-1", conf6 + "seg6_enabled": "0",
 	})
 	if err != nil {
 		return err

@@ -91,9 +91,10 @@ func judgeQuestion(q *dns.Msg, forbidden func(netip.Addr) bool) kindOfName {
 	return forward
 }
 
-// localZones are names of somebody's own network.
+// localZones are names of somebody's own network; those ending in "box." and
+// "ip." are what routers of German and Austrian providers call theirs.
 func localZones() []string {
-	return []string{"local.", "localhost.", "internal.", "lan.", "home.", "home.arpa.", "corp.", "intranet.", "private.", "localdomain.", "test.", "invalid.", "onion.", "alt."}
+	return []string{"fritz.box.", "easy.box.", "o2.box.", "congstar.box.", "speedport.ip.", "local.", "localhost.", "internal.", "lan.", "home.", "home.arpa.", "corp.", "intranet.", "private.", "localdomain.", "test.", "invalid.", "onion.", "alt."}
 }
 
 // reversed says whether name is a reverse name, and of which prefix; a malformed
@@ -184,7 +185,7 @@ func resolveService(l Lease, asker, name string, replicas []replica) (addresses 
 		return nil, false
 	}
 	for _, r := range replicas {
-		if r.ID.Service == name && r.Ready {
+		if r.ID.Service == name && r.Ready && !slices.Contains(l.Services[at].Silent, r.ID.Pod()) {
 			addresses = append(addresses, r.Address4, r.Address6)
 		}
 	}

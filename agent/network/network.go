@@ -10,6 +10,7 @@
 //	at, err := n.Attach(ctx, id, network.Options{Down: 100_000_000, Up: 20_000_000})
 //	err = n.Renew(ctx, id)                           // before each later start of the container
 //	err = n.Detach(ctx, id)                          // nothing is left of it
+//	err = n.GuardFetchers(ctx)                       // before the box downloads what a tenant names
 //
 // # What a replica can do
 //
@@ -19,10 +20,22 @@
 // network (whatever its addresses), metadata services, mail servers, or any
 // address that is not public; it sends from no address but its own. What is
 // refused is dropped without an answer and counted by reason ([Network.Denied]).
-// A lease that [Network.SetLease] has not described reaches nothing.
+// A lease that [Network.SetLease] has not described reaches nothing. ICMP errors
+// that a replica sends are dropped as well: they could be about connections of
+// others. A port that nobody listens on is so seen by TCP, but not by UDP.
 //
 // The box reaches every replica: agent/ingress dials [lease.Attachment.Address].
 // Nobody on the owner's network does.
+//
+// # What the box downloads for tenants
+//
+// Programs in the cgroups [Config.Fetchers] (containerd, whose registries and
+// layers tenants name) connect to public addresses only, besides the box's name
+// servers and what [Network.SetAllowed] names; anything else is refused with an
+// error at once. The kernel knows a socket by the
+// group in which it was made: such a program enters its group before it opens one,
+// and a group made anew is guarded from the next [Network.GuardFetchers] or
+// [Config.Check] on.
 //
 // # What it does not do
 //
@@ -48,7 +61,7 @@
 //	power cut, reboot        Namespaces are gone; Adopt drops their records. Counters
 //	                         lose what flowed since the last save (Config.Save,
 //	                         one minute), never more, and count nothing twice.
-//	full or read-only disk   Attach, SetLease and Detach refuse and say so, what runs
+//	full or read-only disk   Attach, SetLease, SetBlocked and Detach refuse and say so, what runs
 //	                         goes on; counters go on in memory.
 //	wrong clock              Nothing here reads the clock but to wait.
 //	dead network             The uplink sets become empty: egress is dropped until a
@@ -99,6 +112,7 @@ const (
 	storeReplica  = "network/replica/"
 	storeLease    = "network/lease/"
 	storeBytes    = "network/bytes/"
+	storeBlocked  = "network/blocked"
 	containerLink = "eth0"
 	hostLink6     = "fe80::1"
 )
@@ -132,21 +146,24 @@ type Event struct {
 
 // Config is copied by [New], checked once, and never changed afterwards.
 type Config struct {
-	Store      Store          // required
-	Dir        string         // folder of the namespaces' files, on a tmpfs; default /run/croft/netns
-	Sys        string         // root of the kernel's settings; default /proc/sys
-	ResolvConf string         // where the box's own name servers stand; default /etc/resolv.conf
-	Pools4     []netip.Prefix // private IPv4 prefixes for links, /29 or shorter; the first that the owner's network does not overlap is used; default 10.88.0.0/16, 172.29.0.0/16, 192.168.224.0/19
-	Pool6      netip.Prefix   // local IPv6 prefix for links, /64 to /120; default fd43:726f:6674::/64
-	Uplinks    []string       // interfaces that lead to the internet; default: those with a default route
-	GuardBits6 int            // the owner's IPv6 network is taken to be this long; default 56
-	Flows      int            // connections a replica may have at once; default 2048
-	NewFlows   int            // connections to the internet a replica may open a second; default 50
-	NewBurst   int            // and at once; default 500
-	Check      time.Duration  // between two comparisons of the table with what it should be; default 15 s
-	Save       time.Duration  // between two saves of the counters; default 1 min
-	Report     func(Event)    // must not block; default: dropped
-	Log        *slog.Logger   // default: discard
+	Store      Store            // required
+	Dir        string           // folder of the namespaces' files, on a tmpfs; default /run/croft/netns
+	Sys        string           // root of the kernel's settings; default /proc/sys
+	ResolvConf string           // where the box's own name servers stand; default /etc/resolv.conf
+	Pools4     []netip.Prefix   // private IPv4 prefixes for links, /29 or shorter; the first that the owner's network does not overlap is used; default 10.88.0.0/16, 172.29.0.0/16, 192.168.224.0/19
+	Pool6      netip.Prefix     // local IPv6 prefix for links, /64 to /120; default fd43:726f:6674::/64
+	Uplinks    []string         // interfaces that lead to the internet; default: those with a default route
+	GuardBits6 int              // the owner's IPv6 network is taken to be this long; default 56
+	Flows      int              // connections a replica may have at once; default 2048
+	NewFlows   int              // connections to the internet a replica may open a second; default 50
+	NewBurst   int              // and at once; default 500
+	Check      time.Duration    // between two comparisons of the table with what it should be; default 15 s
+	Save       time.Duration    // between two saves of the counters; default 1 min
+	Cgroups    string           // where cgroup v2 is mounted; default /sys/fs/cgroup
+	Fetchers   []string         // cgroups, by path below Cgroups, whose programs reach public addresses only; default none
+	Allowed    []netip.AddrPort // what they may reach by TCP all the same: the operator's mirrors; default none; see SetAllowed
+	Report     func(Event)      // must not block; default: dropped
+	Log        *slog.Logger     // default: discard
 }
 
 // What agent/network/firewall calls the same.
@@ -204,7 +221,7 @@ type Network struct {
 	cursor6    uint64            // guarded by turn
 	installed  *firewall.Ruleset // guarded by turn; what the kernel was given last; nil: unknown
 	standing   bool              // guarded by turn; the table stood once: if it does not, somebody was here
-	newlyLocal []netip.Prefix    // guarded by turn; became the owner\'s; connections there are still to be ended
+	newlyLocal []netip.Prefix    // guarded by turn; became the owner's; connections there are still to be ended
 	uplinkNews bool              // guarded by turn; a change is still to be reported
 
 	mu       sync.Mutex              // never held while waiting for anything
@@ -214,6 +231,7 @@ type Network struct {
 	denied   map[string]*deniedMeter // guarded by mu; by link
 	uplink   firewall.Uplinks        // guarded by mu; written with turn held
 	blocked  []netip.Prefix          // guarded by mu; written with turn held
+	fetch    firewall.Fetch          // guarded by mu; written with turn held
 	servers  map[string]*nameServer  // guarded by turn; by container
 	serving  bool                    // guarded by turn; Run is running: names are served
 	resolver *resolver
@@ -254,6 +272,21 @@ func New(cfg Config) (*Network, error) {
 	if err := checkPool6(cfg.Pool6); err != nil {
 		return nil, err
 	}
+	cfg.Cgroups = cmp.Or(cfg.Cgroups, "/sys/fs/cgroup")
+	cfg.Fetchers = slices.Clone(cfg.Fetchers)
+	fetch := firewall.Fetch{Allowed: slices.Clone(cfg.Allowed)}
+	if err := checkAllowed(fetch.Allowed); err != nil {
+		return nil, err
+	}
+	for _, path := range cfg.Fetchers {
+		level, err := levelOf(cfg.Cgroups, path)
+		if err != nil {
+			return nil, err
+		}
+		fetch.Levels = append(fetch.Levels, level)
+	}
+	slices.Sort(fetch.Levels)
+	fetch.Levels = slices.Compact(fetch.Levels)
 	cfg.GuardBits6 = cmp.Or(cfg.GuardBits6, defaultGuard)
 	cfg.Flows, cfg.NewFlows, cfg.NewBurst = cmp.Or(cfg.Flows, defaultFlows), cmp.Or(cfg.NewFlows, defaultNew), cmp.Or(cfg.NewBurst, defaultBurst)
 	cfg.Check, cfg.Save = cmp.Or(cfg.Check, defaultCheck), cmp.Or(cfg.Save, defaultSave)
@@ -275,7 +308,7 @@ func New(cfg Config) (*Network, error) {
 		// that an old one's peers still remember.
 		cursor4: rand.Uint64(), cursor6: rand.Uint64(),
 		leases: map[lease.Key]Lease{}, replicas: map[string]replica{}, meters: map[lease.Key]*meter{},
-		denied: map[string]*deniedMeter{}, servers: map[string]*nameServer{},
+		denied: map[string]*deniedMeter{}, servers: map[string]*nameServer{}, fetch: fetch,
 	}
 	n.resolver = newResolver(cfg.ResolvConf, n.forbidden)
 	return n, nil
@@ -374,9 +407,13 @@ func (n *Network) loadTurned() error {
 		m.now = m.saved.clone()
 		meters[lease.Key(strings.TrimPrefix(key, storeBytes))] = m
 	}
+	var blocked []netip.Prefix
+	if _, err := n.cfg.Store.Get(storeBlocked, &blocked); err != nil {
+		return fmt.Errorf("read %s: %w", storeBlocked, err)
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.replicas, n.leases, n.meters, n.loaded = replicas, leases, meters, true
+	n.replicas, n.leases, n.meters, n.blocked, n.loaded = replicas, leases, meters, blocked, true
 	return nil
 }
 
@@ -389,6 +426,9 @@ func (n *Network) checkTurned() error {
 	}
 	if err := n.followUplinkTurned(); err != nil {
 		return err
+	}
+	if err := n.followFetchersTurned(); err != nil {
+		n.log.Debug("downloads are not guarded yet", "error", err)
 	}
 	if err := n.ensureRulesTurned(true); err != nil {
 		return err
@@ -414,7 +454,7 @@ func (n *Network) checkTurned() error {
 func (n *Network) followUplinkTurned() error {
 	up, err := readUplinks(n.cfg.Uplinks, n.cfg.GuardBits6)
 	if err != nil {
-		return fmt.Errorf("read firewall.Uplinks: %w", err)
+		return fmt.Errorf("read uplinks: %w", err)
 	}
 	n.mu.Lock()
 	old := n.uplink
@@ -485,7 +525,7 @@ func (n *Network) wantedTurned() *firewall.Ruleset {
 		leases[string(key)] = l
 	}
 	return firewall.Build(firewall.Limits{Flows: n.cfg.Flows, NewFlows: n.cfg.NewFlows, NewBurst: n.cfg.NewBurst},
-		n.cfg.Pools4, n.cfg.Pool6, n.uplink, n.blocked, leases, replicas)
+		n.uplink, n.blocked, n.fetch, leases, replicas)
 }
 
 func (n *Network) inPools(a netip.Addr) bool {
@@ -501,7 +541,7 @@ func (n *Network) forbidden(a netip.Addr) bool {
 }
 
 // SetBlocked adds prefixes that no lease may reach, in place of the last ones:
-// the public address of the owner's router. It is not kept across restarts.
+// the public address of the owner's router. It is kept across restarts.
 func (n *Network) SetBlocked(ctx context.Context, prefixes []netip.Prefix) error {
 	if len(prefixes) > maxBlocked {
 		return fmt.Errorf("block %d prefixes: more than %d", len(prefixes), maxBlocked)
@@ -514,6 +554,15 @@ func (n *Network) SetBlocked(ctx context.Context, prefixes []netip.Prefix) error
 		clean = append(clean, p.Masked())
 	}
 	return n.change(ctx, func() error {
+		var err error
+		if len(clean) == 0 {
+			err = n.cfg.Store.Delete(storeBlocked)
+		} else {
+			err = n.cfg.Store.Put(storeBlocked, clean)
+		}
+		if err != nil {
+			return fmt.Errorf("block prefixes: %w", err)
+		}
 		n.mu.Lock()
 		added := firewall.Subtract(clean, n.blocked)
 		n.blocked = clean
@@ -541,7 +590,7 @@ func (n *Network) change(ctx context.Context, do func() error) error {
 	}
 	if n.installed == nil {
 		if err := n.checkTurned(); err != nil {
-			return &croft.Error{Kind: croft.KindMissing, Err: fmt.Errorf("install network rules: %w", err), Remedy: "load the kernel modules nf_tables, nft_ct, nft_masq, nft_chain_nat, nft_limit and nft_connlimit"}
+			return &croft.Error{Kind: croft.KindMissing, Err: fmt.Errorf("install network rules: %w", err), Remedy: "load the kernel modules nf_tables, nft_ct, nft_masq, nft_chain_nat, nft_limit, nft_connlimit, nft_socket and nft_reject_inet"}
 		}
 	}
 	return do()

@@ -123,7 +123,7 @@ func TestJudgeQuestion(t *testing.T) {
 	}{
 		{"db.", dns.TypeA, inLease}, {"com.", dns.TypeNS, inLease}, {"localhost.", dns.TypeA, inLease},
 		{"example.com.", dns.TypeA, forward}, {"EXAMPLE.com.", dns.TypeHTTPS, forward}, {".", dns.TypeNS, forward}, {"1.1.1.1.in-addr.arpa.", dns.TypePTR, forward},
-		{"nas.local.", dns.TypeA, notExists}, {"NAS.LoCaL.", dns.TypeA, notExists}, {"a.b.internal.", dns.TypeA, notExists}, {"x.home.arpa.", dns.TypeA, notExists},
+		{"nas.local.", dns.TypeA, notExists}, {"nas.fritz.box.", dns.TypeA, notExists}, {"example.box.", dns.TypeA, forward}, {"NAS.LoCaL.", dns.TypeA, notExists}, {"a.b.internal.", dns.TypeA, notExists}, {"x.home.arpa.", dns.TypeA, notExists},
 		{"1.1.168.192.in-addr.arpa.", dns.TypePTR, notExists}, {"10.in-addr.arpa.", dns.TypeSOA, notExists}, {"b._dns-sd._udp.0.1.168.192.in-addr.arpa.", dns.TypePTR, notExists},
 		{"d.f.ip6.arpa.", dns.TypeNS, notExists}, {"zz.ip6.arpa.", dns.TypePTR, notExists}, {"a.a.0.0.0.0.7.4.6.0.6.2.ip6.arpa.", dns.TypePTR, notExists},
 		{"1.1.1.1.0.0.7.4.6.0.6.2.ip6.arpa.", dns.TypePTR, forward},
@@ -302,6 +302,8 @@ func TestBadInputIsRefusedBeforeTheKernelIsAsked(t *testing.T) {
 		"a negative rate":       second(n.Attach(ctx, good, Options{Up: -minRate})),
 		"replica without lease": second(n.Attach(ctx, lease.ReplicaID{Service: "web"}, Options{})),
 		"blocking everything":   n.SetBlocked(ctx, []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")}),
+		"allowing everything":   n.SetAllowed(ctx, []netip.AddrPort{netip.MustParseAddrPort("0.0.0.0:443")}),
+		"allowing too much":     n.SetAllowed(ctx, make([]netip.AddrPort, maxAllowed+1)),
 		"blocking too much":     n.SetBlocked(ctx, make([]netip.Prefix, maxBlocked+1)),
 	} {
 		if err == nil {
@@ -315,6 +317,11 @@ func TestBadInputIsRefusedBeforeTheKernelIsAsked(t *testing.T) {
 		"public pool 6": func(c *Config) { c.Pool6 = netip.MustParsePrefix("2606::/64") },
 		"wide guard":    func(c *Config) { c.GuardBits6 = 8 },
 		"no flows":      func(c *Config) { c.Flows = -1 },
+
+		"fetchers outside cgroups":  func(c *Config) { c.Fetchers = []string{"/sys/fs/cgroup/../../etc"} },
+		"all groups as fetchers":    func(c *Config) { c.Fetchers = []string{"/sys/fs/cgroup"} },
+		"fetchers without a folder": func(c *Config) { c.Fetchers = []string{"croft/containerd"} },
+		"a mirror without a port":   func(c *Config) { c.Allowed = []netip.AddrPort{netip.MustParseAddrPort("192.168.1.7:0")} },
 	} {
 		cfg := Config{Store: journal.NewMemory()}
 		change(&cfg)
@@ -335,4 +342,15 @@ func testPrefixes(texts ...string) []netip.Prefix {
 		list[i] = netip.MustParsePrefix(t)
 	}
 	return list
+}
+
+func TestLevelsOfCgroups(t *testing.T) {
+	for path, want := range map[string]int{"/sys/fs/cgroup/containerd": 1, "/sys/fs/cgroup/croft/containerd": 2, "/sys/fs/cgroup/croft//containerd/": 2} {
+		if got, err := levelOf("/sys/fs/cgroup", path); err != nil || got != want {
+			t.Errorf("%s is at %d, %v, want %d", path, got, err, want)
+		}
+	}
+	if group, err := groupAt(t.TempDir()); err == nil {
+		t.Errorf("a folder that is no cgroup is group %d", group)
+	}
 }

@@ -7,9 +7,10 @@ import (
 
 // notPublic are the IPv4 prefixes that are not the internet: private, shared
 // (CGNAT), loopback, link-local with the metadata services of clouds, protocol
-// assignments, documentation, benchmarks, 6to4 relays, multicast, reserved.
+// assignments, documentation, benchmarks, 6to4 relays, multicast, reserved; and
+// 168.63.129.16, which looks public and is Azure's metadata service.
 func notPublic() []netip.Prefix {
-	return prefixes("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12",
+	return prefixes("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "168.63.129.16/32", "172.16.0.0/12",
 		"192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24",
 		"203.0.113.0/24", "224.0.0.0/3")
 }

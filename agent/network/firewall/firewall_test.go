@@ -16,7 +16,7 @@ func TestIsPublic(t *testing.T) {
 		want    bool
 	}{
 		{"8.8.8.8", true}, {"93.184.216.34", true}, {"1.1.1.1", true}, {"172.15.255.255", true}, {"172.32.0.0", true}, {"100.63.255.255", true}, {"100.128.0.0", true}, {"223.255.255.255", true},
-		{"0.0.0.0", false}, {"10.0.0.1", false}, {"100.64.0.0", false}, {"100.127.255.255", false}, {"127.0.0.1", false}, {"169.254.169.254", false},
+		{"0.0.0.0", false}, {"10.0.0.1", false}, {"100.64.0.0", false}, {"100.127.255.255", false}, {"127.0.0.1", false}, {"168.63.129.16", false}, {"169.254.169.254", false},
 		{"172.16.0.1", false}, {"172.31.255.255", false}, {"192.168.0.1", false}, {"198.19.255.255", false}, {"224.0.0.1", false}, {"240.0.0.1", false}, {"255.255.255.255", false},
 		{"2606:4700::1111", true}, {"2a00:1450::1", true}, {"3ffe::1", true},
 		{"::", false}, {"::1", false}, {"::ffff:192.168.1.1", false}, {"64:ff9b::a00:1", false}, {"fc00::1", false}, {"fd00:ec2::254", false}, {"fe80::1", false}, {"fe80::1%eth0", false},
@@ -97,8 +97,10 @@ func TestRulesetFollowsLeases(t *testing.T) {
 	leases := map[string]Lease{key: {Egress: Full, Mail: true, Services: []Service{{Name: "db", Ports: []Port{
 		{Number: 5432, Protocol: "tcp", To: []string{"web", "absent"}}, {Number: 53, Protocol: "udp", To: []string{"db"}},
 	}}}}}
+	fetch := Fetch{Levels: []int{2}, Groups: []uint64{7}, Resolvers: []netip.Addr{netip.MustParseAddr("192.168.1.1"), netip.MustParseAddr("fe80::1")},
+		Allowed: []netip.AddrPort{netip.MustParseAddrPort("192.168.1.7:5000"), netip.MustParseAddrPort("[::ffff:192.168.1.7]:5001"), netip.MustParseAddrPort("[fd12::7]:443")}}
 	build := func(l map[string]Lease, r ...Replica) *Ruleset {
-		return Build(Limits{1, 2, 3}, prefixes("10.88.0.0/16"), netip.MustParsePrefix("fd00::/64"), Uplinks{Names4: []string{"eth0"}}, nil, l, r)
+		return Build(Limits{1, 2, 3}, Uplinks{Names4: []string{"eth0"}}, nil, fetch, l, r)
 	}
 	count := func(r *Ruleset) map[string]int {
 		sizes := map[string]int{}
@@ -108,7 +110,7 @@ func TestRulesetFollowsLeases(t *testing.T) {
 		return sizes
 	}
 	got := count(build(leases, web, web1, db, foreign))
-	for name, want := range map[string]int{"source4": 4, "source6": 8, "gateway4": 4, "gateway6": 4, "egress": 3, "mail": 3, "service": 4, "reach": 2, "uplink4": 1, "uplink6": 0} {
+	for name, want := range map[string]int{"ours4": 6, "ours6": 6, "fetchers": 1, "resolver4": 1, "resolver6": 1, "allowed4": 2, "allowed6": 1, "source4": 4, "source6": 8, "gateway4": 4, "gateway6": 4, "egress": 3, "mail": 3, "service": 4, "reach": 2, "uplink4": 1, "uplink6": 0} {
 		if got[name] != want {
 			t.Errorf("set %s has %d elements, want %d", name, got[name], want)
 		}
@@ -127,7 +129,7 @@ func TestRulesetFollowsLeases(t *testing.T) {
 // TestRulesStandOnOtherRules checks what the kernel would refuse, and what it
 // would not: a rule that cannot end in a verdict, a chain that falls through.
 func TestRulesStandOnOtherRules(t *testing.T) {
-	r := Build(Limits{1, 2, 3}, prefixes("10.88.0.0/16"), netip.MustParsePrefix("fd00::/64"), Uplinks{}, nil, nil, nil)
+	r := Build(Limits{1, 2, 3}, Uplinks{}, nil, Fetch{Levels: []int{1, 3}}, nil, nil)
 	sets, chains := map[string]bool{}, map[string]bool{}
 	for _, s := range r.sets {
 		sets[s.name] = true
@@ -170,8 +172,8 @@ func TestModulesAreEnough(t *testing.T) {
 	// itself; the VM shows the rest.
 	home := map[string]string{"*expr.Connlimit": "nft_connlimit", "*expr.Limit": "nft_limit", "*expr.Masq": "nft_masq", "*expr.Ct": "nft_ct",
 		"*expr.Meta": "nf_tables", "*expr.Cmp": "nf_tables", "*expr.Payload": "nf_tables", "*expr.Lookup": "nf_tables", "*expr.Bitwise": "nf_tables",
-		"*expr.Dynset": "nf_tables", "*expr.Counter": "nf_tables", "*expr.Verdict": "nf_tables"}
-	for _, c := range buildChains(Limits{1, 1, 1}) {
+		"*expr.Dynset": "nf_tables", "*expr.Exthdr": "nf_tables", "*expr.Socket": "nft_socket", "*expr.Reject": "nft_reject_inet", "*expr.Counter": "nf_tables", "*expr.Verdict": "nf_tables"}
+	for _, c := range buildChains(Limits{1, 1, 1}, []int{1}) {
 		for _, r := range c.rules {
 			for _, e := range r.exprs {
 				inner := []expr.Any{e}

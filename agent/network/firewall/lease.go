@@ -24,8 +24,9 @@ type Port struct {
 
 // Service is one service of a lease. A service without ports needs no entry.
 type Service struct {
-	Name  string `json:"name"`
-	Ports []Port `json:"ports"`
+	Name   string   `json:"name"`
+	Ports  []Port   `json:"ports"`
+	Silent []string `json:"silent,omitempty"` // pods that its name does not lead to: they do not answer yet, or are leaving
 }
 
 // Lease says what the replicas of a lease may do. The zero value allows nothing.
@@ -98,7 +99,7 @@ func SameLease(a, b Lease) bool {
 // SamePorts says whether the same is exposed to the same.
 func SamePorts(a, b Lease) bool {
 	return slices.EqualFunc(a.Services, b.Services, func(x, y Service) bool {
-		return x.Name == y.Name && slices.EqualFunc(x.Ports, y.Ports, func(p, q Port) bool {
+		return x.Name == y.Name && slices.Equal(x.Silent, y.Silent) && slices.EqualFunc(x.Ports, y.Ports, func(p, q Port) bool {
 			return p.Number == q.Number && p.Protocol == q.Protocol && slices.Equal(p.To, q.To)
 		})
 	})

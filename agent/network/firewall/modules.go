@@ -13,5 +13,12 @@ func Modules() []string {
 		"nf_nat",               // below nft_chain_nat
 		"nft_chain_nat",        // chains of type nat
 		"nft_masq",             // masquerade, IPv4 and IPv6
+		"nf_reject_ipv4",       // below nft_reject_inet
+		"nf_reject_ipv6",       // below nft_reject_inet
+		"nft_reject",           // below nft_reject_inet
+		"nft_reject_inet",      // what the box's own programs are refused
+		"nf_socket_ipv4",       // below nft_socket
+		"nf_socket_ipv6",       // below nft_socket
+		"nft_socket",           // cgroups of the box's own sockets
 	}
 }

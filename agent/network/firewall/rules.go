@@ -36,7 +36,9 @@ const TableName = "croft"
 const (
 	countSpoofed, countPrivate, countBox, countInside, countMail, countRate = "count_spoofed", "count_private", "count_box", "count_inside", "count_mail", "count_rate"
 
-	rateName, rateNear, rateBox, rateEcho, rateInside, rateOutside, flowsOpen = "rate_name", "rate_near", "rate_box", "rate_echo", "rate_inside", "rate_outside", "flows_open"
+	rateName, rateNear, rateBox, rateEcho, rateInside, rateOutside, rateFragment = "rate_name", "rate_near", "rate_box", "rate_echo", "rate_inside", "rate_outside", "rate_fragment"
+
+	flowsOpen, flowsBox = "flows_open", "flows_box"
 )
 
 func counterSets() []string {
@@ -44,7 +46,7 @@ func counterSets() []string {
 }
 
 func dynamicSets() []string {
-	return append(counterSets(), rateName, rateNear, rateBox, rateEcho, rateInside, rateOutside, flowsOpen)
+	return append(counterSets(), rateName, rateNear, rateBox, rateEcho, rateInside, rateOutside, rateFragment, flowsOpen, flowsBox)
 }
 
 // Rates of the table that nobody needs to change, per replica and second.
@@ -52,6 +54,8 @@ const (
 	namePackets   = 500  // datagrams to the name server: a busy mail filter asks some 100
 	nearPackets   = 100  // neighbour discovery on a link with two ends
 	boxFlows      = 100  // new connections to the name server
+	boxOpen       = 2048 // and at once: what the name server answers in the 30 s that the kernel remembers a question
+	fragments     = 100  // pieces of packets: the kernel has 4 MB for those of everybody, and keeps each for 30 s
 	echoPackets   = 10   // pings of the gateway
 	insideFlows   = 1000 // new connections within the lease: a proxy without keep-alive
 	dynamicSize   = 4 * MaxReplicas
@@ -80,6 +84,15 @@ type Limits struct {
 	Flows    int // connections of a replica at once
 	NewFlows int // new connections to the internet a second
 	NewBurst int // and at once
+}
+
+// Fetch is what the box's own downloaders may reach: they connect to whatever
+// name or address a tenant's OCI image gives them.
+type Fetch struct {
+	Levels    []int            // how far below the root of cgroup v2 their groups are; none: nothing is filtered
+	Groups    []uint64         // inode numbers of the groups that exist
+	Allowed   []netip.AddrPort // may be reached by TCP though they are not public
+	Resolvers []netip.Addr     // the box's name servers
 }
 
 // Ruleset is the table as data: what is sent to the kernel and what it is
@@ -152,8 +165,8 @@ func sortElements(list []element) []element {
 
 // Build is the whole policy. What it says, in words, is in the package
 // comment; each rule has its sentence.
-func Build(lim Limits, pools4 []netip.Prefix, pool6 netip.Prefix, up Uplinks, blocked []netip.Prefix, leases map[string]Lease, replicas []Replica) *Ruleset {
-	r := &Ruleset{sets: buildSets(pools4, pool6, up, blocked, leases, replicas), chains: buildChains(lim)}
+func Build(lim Limits, up Uplinks, blocked []netip.Prefix, fetch Fetch, leases map[string]Lease, replicas []Replica) *Ruleset {
+	r := &Ruleset{sets: buildSets(up, blocked, fetch, leases, replicas), chains: buildChains(lim, fetch.Levels)}
 	r.tag = r.structure()
 	return r
 }
@@ -164,10 +177,11 @@ type serviceOf struct {
 	name  string
 }
 
-func buildSets(pools4 []netip.Prefix, pool6 netip.Prefix, up Uplinks, blocked []netip.Prefix, leases map[string]Lease, replicas []Replica) []set {
+func buildSets(up Uplinks, blocked []netip.Prefix, fetch Fetch, leases map[string]Lease, replicas []Replica) []set {
 	ifname, mark, proto, port := nftables.TypeIFName, nftables.TypeMark, nftables.TypeInetProto, nftables.TypeInetService
 	v4, v6 := nftables.TypeIPAddr, nftables.TypeIP6Addr
-	var source4, source6, gateway4, gateway6, egress, mail, services, reach []element
+	var ours4, ours6, source4, source6, gateway4, gateway6, egress, mail, services, reach []element
+	var groups, allowed4, allowed6, resolver4, resolver6 []element
 
 	// Services are numbered in the order of their names; a number means nothing
 	// outside one table.
@@ -185,6 +199,8 @@ func buildSets(pools4 []netip.Prefix, pool6 netip.Prefix, up Uplinks, blocked []
 	for _, x := range replicas {
 		l := leases[x.Lease]
 		link := ifnameKey(x.Link)
+		ours4 = append(ours4, element{key: x.Address4.AsSlice()}, element{key: x.Address4.Prev().AsSlice()})
+		ours6 = append(ours6, element{key: x.Address6.AsSlice()}, element{key: x.Address6.Prev().AsSlice()})
 		source4 = append(source4, element{key: concat(link, x.Address4.AsSlice())})
 		source6 = append(source6, element{key: concat(link, x.Address6.AsSlice())}, element{key: concat(link, netip.MustParseAddr(ContainerLink6).AsSlice())})
 		gateway4 = append(gateway4, element{key: concat(link, x.Address4.Prev().AsSlice())})
@@ -212,6 +228,23 @@ func buildSets(pools4 []netip.Prefix, pool6 netip.Prefix, up Uplinks, blocked []
 			}
 		}
 	}
+	for _, group := range fetch.Groups {
+		groups = append(groups, element{key: binary.NativeEndian.AppendUint64(nil, group)})
+	}
+	for _, a := range fetch.Allowed {
+		if key := concat(a.Addr().Unmap().AsSlice(), portKey(a.Port())); a.Addr().Unmap().Is4() {
+			allowed4 = append(allowed4, element{key: key})
+		} else {
+			allowed6 = append(allowed6, element{key: key})
+		}
+	}
+	for _, a := range fetch.Resolvers {
+		if a = a.Unmap(); a.Is4() {
+			resolver4 = append(resolver4, element{key: a.AsSlice()})
+		} else {
+			resolver6 = append(resolver6, element{key: a.AsSlice()})
+		}
+	}
 	named := func(names []string) (list []element) {
 		for _, name := range names {
 			list = append(list, element{key: ifnameKey(name)})
@@ -220,8 +253,8 @@ func buildSets(pools4 []netip.Prefix, pool6 netip.Prefix, up Uplinks, blocked []
 	}
 	all := slices.Concat(notPublic(), notPublic6(), up.Local, blocked)
 	sets := []set{
-		{name: "pool4", key: types(v4), interval: true, elements: intervals(pools4, true)},
-		{name: "pool6", key: types(v6), interval: true, elements: intervals([]netip.Prefix{pool6}, false)},
+		{name: "ours4", key: types(v4), elements: ours4}, // addresses of both ends of all links
+		{name: "ours6", key: types(v6), elements: ours6},
 		{name: "blocked4", key: types(v4), interval: true, elements: intervals(all, true)},
 		{name: "blocked6", key: types(v6), interval: true, elements: intervals(all, false)},
 		{name: "uplink4", key: types(ifname), elements: named(up.Names4)},
@@ -234,6 +267,14 @@ func buildSets(pools4 []netip.Prefix, pool6 netip.Prefix, up Uplinks, blocked []
 		{name: "mail", key: types(ifname), elements: mail},
 		{name: "service", key: types(ifname), value: &mark, elements: services},
 		{name: "reach", key: types(mark, ifname, proto, port), elements: reach},
+	}
+	if len(fetch.Levels) > 0 {
+		sets = append(sets,
+			set{name: "fetchers", key: types(nftables.TypeCGroupV2), elements: groups},
+			set{name: "allowed4", key: types(v4, port), elements: allowed4},
+			set{name: "allowed6", key: types(v6, port), elements: allowed6},
+			set{name: "resolver4", key: types(v4), elements: resolver4},
+			set{name: "resolver6", key: types(v6), elements: resolver6})
 	}
 	for i := range sets {
 		sets[i].elements = sortElements(sets[i].elements)
@@ -295,9 +336,9 @@ const (
 	regSource = unix.NFT_REG32_08                   // a link's name beside a key
 )
 
-func buildChains(lim Limits) []chain {
+func buildChains(lim Limits, levels []int) []chain {
 	accept, drop := nftables.ChainPolicyAccept, nftables.ChainPolicyDrop
-	return []chain{
+	list := []chain{
 		counting(countSpoofed), counting(countPrivate), counting(countBox), counting(countInside), counting(countMail), counting(countRate),
 		{name: "source", rules: []rule{
 			{"the Replica's own IPv4 address", join(family4(), link(regKey), sourceAddress4(regAfter), in(regKey, "source4"), verdict(expr.VerdictAccept))},
@@ -307,8 +348,15 @@ func buildChains(lim Limits) []chain {
 			{"nor is asking for an address", join(family4(), sourceAddress4(regOne), equal(regOne, make([]byte, 4)), verdict(expr.VerdictDrop))},
 			{"all else is spoofed", goTo(countSpoofed)},
 		}},
+		{name: "fragments", base: &base{nftables.ChainTypeFilter, nftables.ChainHookPrerouting, *nftables.ChainPriorityConntrackDefrag - 1, accept}, rules: []rule{
+			{"too many pieces of packets", join(fromReplica(true), fragment4(), over(rateFragment, fragments, 2*fragments), goTo(countRate))},
+			{"too many pieces of packets", join(fromReplica(true), fragment6(), over(rateFragment, fragments, 2*fragments), goTo(countRate))},
+		}},
 		{name: "prerouting", base: &base{nftables.ChainTypeFilter, nftables.ChainHookPrerouting, *nftables.ChainPriorityRaw, accept}, rules: []rule{
 			{"what replicas send", join(fromReplica(true), goTo("source"))},
+			{"the box to itself", join(link(regOne), equal(regOne, ifnameKey("lo")), verdict(expr.VerdictAccept))},
+			{"nobody else has our addresses", join(family4(), sourceAddress4(regOne), in(regOne, "ours4"), verdict(expr.VerdictDrop))},
+			{"nobody else has our addresses", join(family6(), sourceAddress6(regOne), in(regOne, "ours6"), verdict(expr.VerdictDrop))},
 		}},
 		{name: "from_replica", rules: []rule{
 			{"too many questions", join(protocol(unix.IPPROTO_UDP), destinationPort(53), over(rateName, namePackets, 2*namePackets), goTo(countRate))},
@@ -316,8 +364,10 @@ func buildChains(lim Limits) []chain {
 			{"neighbour discovery, slowly", join(icmp6(136), over(rateNear, nearPackets, nearPackets), verdict(expr.VerdictDrop))},
 			{"neighbour solicitation", join(icmp6(135), verdict(expr.VerdictAccept))},
 			{"neighbour advertisement", join(icmp6(136), verdict(expr.VerdictAccept))},
-			{"answers to the box", join(state(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), verdict(expr.VerdictAccept))},
-			{"no connection's packet", join(state(expr.CtStateBitINVALID), verdict(expr.VerdictDrop))},
+			{"too many pings", join(protocol(unix.IPPROTO_ICMP), icmpType(8), over(rateEcho, echoPackets, echoPackets), verdict(expr.VerdictDrop))},
+			{"too many pings", join(icmp6(128), over(rateEcho, echoPackets, echoPackets), verdict(expr.VerdictDrop))},
+			{"answers to the box", join(state(expr.CtStateBitESTABLISHED), verdict(expr.VerdictAccept))},
+			{"errors that a replica may have made up, and no connection's packet", join(state(expr.CtStateBitRELATED|expr.CtStateBitINVALID), verdict(expr.VerdictDrop))},
 			{"too many connections to the box", join(over(rateBox, boxFlows, 2*boxFlows), goTo(countRate))},
 			{"the gateway of this link", join(family4(), link(regKey), destinationAddress4(regAfter), in(regKey, "gateway4"), goTo("gateway"))},
 			{"the gateway of this link", join(family6(), link(regKey), destinationAddress6(regAfter), in(regKey, "gateway6"), goTo("gateway"))},
@@ -325,10 +375,9 @@ func buildChains(lim Limits) []chain {
 			{"the box is not for tenants", goTo(countBox)},
 		}},
 		{name: "gateway", rules: []rule{
+			{"too many connections to the box at once", join(connectionsOver(flowsBox, boxOpen), goTo(countRate))},
 			{"names", join(protocol(unix.IPPROTO_UDP), destinationPort(53), verdict(expr.VerdictAccept))},
 			{"names", join(protocol(unix.IPPROTO_TCP), destinationPort(53), verdict(expr.VerdictAccept))},
-			{"too many pings", join(protocol(unix.IPPROTO_ICMP), icmpType(8), over(rateEcho, echoPackets, echoPackets), verdict(expr.VerdictDrop))},
-			{"too many pings", join(icmp6(128), over(rateEcho, echoPackets, echoPackets), verdict(expr.VerdictDrop))},
 			{"ping", join(protocol(unix.IPPROTO_ICMP), icmpType(8), verdict(expr.VerdictAccept))},
 			{"ping", join(icmp6(128), verdict(expr.VerdictAccept))},
 			{"nothing else", goTo(countBox)},
@@ -336,8 +385,8 @@ func buildChains(lim Limits) []chain {
 		{name: "input", base: &base{nftables.ChainTypeFilter, nftables.ChainHookInput, *nftables.ChainPriorityFilter, accept}, rules: []rule{
 			{"what replicas send", join(fromReplica(true), goTo("from_replica"))},
 			{"the box to itself", join(meta(expr.MetaKeyIIFNAME, regOne), equal(regOne, ifnameKey("lo")), verdict(expr.VerdictAccept))},
-			{"nobody else asks our name servers", join(family4(), destinationAddress4(regOne), in(regOne, "pool4"), verdict(expr.VerdictDrop))},
-			{"nobody else asks our name servers", join(family6(), destinationAddress6(regOne), in(regOne, "pool6"), verdict(expr.VerdictDrop))},
+			{"nobody else asks our name servers", join(family4(), destinationAddress4(regOne), in(regOne, "ours4"), verdict(expr.VerdictDrop))},
+			{"nobody else asks our name servers", join(family6(), destinationAddress6(regOne), in(regOne, "ours6"), verdict(expr.VerdictDrop))},
 		}},
 		{name: "inside", rules: []rule{
 			{"too many new connections", join(over(rateInside, insideFlows, 2*insideFlows), goTo(countRate))},
@@ -347,7 +396,7 @@ func buildChains(lim Limits) []chain {
 		{name: "to_replica", rules: []rule{
 			{"ports exposed to the sender's service", join(
 				link(regSource), lookupValue(regSource, "service", regKey),
-				meta(expr.MetaKeyOIFNAME, regKey+1), meta(expr.MetaKeyL4PROTO, regKey+5), payload(expr.PayloadBaseTransportHeader, 2, 2, regKey+6),
+				meta(expr.MetaKeyOIFNAME, regKey+1), meta(expr.MetaKeyL4PROTO, regKey+5), destinationPortAt(regKey+6),
 				in(regKey, "reach"), goTo("inside"))},
 			{"nothing else", goTo(countInside)},
 		}},
@@ -357,8 +406,9 @@ func buildChains(lim Limits) []chain {
 			{"the internet", verdict(expr.VerdictAccept)},
 		}},
 		{name: "forward", base: &base{nftables.ChainTypeFilter, nftables.ChainHookForward, *nftables.ChainPriorityFilter, drop}, rules: []rule{
-			{"connections that were allowed", join(state(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), verdict(expr.VerdictAccept))},
-			{"no connection's packet", join(state(expr.CtStateBitINVALID), verdict(expr.VerdictDrop))},
+			{"connections that were allowed", join(state(expr.CtStateBitESTABLISHED), verdict(expr.VerdictAccept))},
+			{"errors about them that routers send", join(fromReplica(false), state(expr.CtStateBitRELATED), verdict(expr.VerdictAccept))},
+			{"errors that a replica may have made up, and no connection's packet", join(state(expr.CtStateBitRELATED|expr.CtStateBitINVALID|expr.CtStateBitUNTRACKED), verdict(expr.VerdictDrop))},
 			{"nobody but replicas is forwarded", join(fromReplica(false), verdict(expr.VerdictDrop))},
 			{"to other replicas", join(meta(expr.MetaKeyOIFNAME, regOne), startsWith(regOne, []byte(LinkPrefix)), goTo("to_replica"))},
 			{"leases without egress", join(link(regKey), notIn(regKey, "egress"), goTo(countPrivate))},
@@ -371,10 +421,31 @@ func buildChains(lim Limits) []chain {
 			{"the internet", join(family6(), meta(expr.MetaKeyOIFNAME, regKey), in(regKey, "uplink6"), goTo("outside"))},
 		}},
 		{name: "postrouting", base: &base{nftables.ChainTypeNAT, nftables.ChainHookPostrouting, *nftables.ChainPriorityNATSource, accept}, rules: []rule{
-			{"leave with the box's address", join(family4(), meta(expr.MetaKeyOIFNAME, regKey), in(regKey, "uplink4"), sourceAddress4(regOne), in(regOne, "pool4"), masquerade())},
-			{"leave with the box's address", join(family6(), meta(expr.MetaKeyOIFNAME, regKey), in(regKey, "uplink6"), sourceAddress6(regOne), in(regOne, "pool6"), masquerade())},
+			{"leave with the box's address", join(family4(), meta(expr.MetaKeyOIFNAME, regKey), in(regKey, "uplink4"), sourceAddress4(regOne), in(regOne, "ours4"), masquerade())},
+			{"leave with the box's address", join(family6(), meta(expr.MetaKeyOIFNAME, regKey), in(regKey, "uplink6"), sourceAddress6(regOne), in(regOne, "ours6"), masquerade())},
 		}},
 	}
+	if len(levels) == 0 {
+		return list
+	}
+	output := chain{name: "output", base: &base{nftables.ChainTypeFilter, nftables.ChainHookOutput, *nftables.ChainPriorityFilter, accept}}
+	for _, level := range levels {
+		output.rules = append(output.rules, rule{"what the box downloads for tenants", join(group(level), in(regOne, "fetchers"), goTo("fetch"))})
+	}
+	return append(list, output, chain{name: "fetch", rules: []rule{
+		{"addresses that the operator names", join(family4(), protocol(unix.IPPROTO_TCP), destinationAddress4(regKey), destinationPortAt(regKey+1), in(regKey, "allowed4"), verdict(expr.VerdictAccept))},
+		{"addresses that the operator names", join(family6(), protocol(unix.IPPROTO_TCP), destinationAddress6(regKey), destinationPortAt(regKey+4), in(regKey, "allowed6"), verdict(expr.VerdictAccept))},
+		{"names", join(family4(), protocol(unix.IPPROTO_UDP), destinationPort(53), destinationAddress4(regOne), in(regOne, "resolver4"), verdict(expr.VerdictAccept))},
+		{"names", join(family4(), protocol(unix.IPPROTO_TCP), destinationPort(53), destinationAddress4(regOne), in(regOne, "resolver4"), verdict(expr.VerdictAccept))},
+		{"names", join(family6(), protocol(unix.IPPROTO_UDP), destinationPort(53), destinationAddress6(regOne), in(regOne, "resolver6"), verdict(expr.VerdictAccept))},
+		{"names", join(family6(), protocol(unix.IPPROTO_TCP), destinationPort(53), destinationAddress6(regOne), in(regOne, "resolver6"), verdict(expr.VerdictAccept))},
+		{"addresses that are not public, or the owner's", join(family4(), destinationAddress4(regOne), in(regOne, "blocked4"), goTo("refuse"))},
+		{"addresses that are not public, or the owner's", join(family6(), destinationAddress6(regOne), in(regOne, "blocked6"), goTo("refuse"))},
+		{"the internet", verdict(expr.VerdictAccept)},
+	}}, chain{name: "refuse", rules: []rule{
+		{"at once, or a download would wait for the answer", join(protocol(unix.IPPROTO_TCP), reset())},
+		{"of other protocols the sender is told anyway", verdict(expr.VerdictDrop)},
+	}})
 }
 
 // counting drops, and counts by link. Two rules: a full set ends a rule early,
@@ -443,8 +514,12 @@ func protocol(number byte) []expr.Any {
 	return join(meta(expr.MetaKeyL4PROTO, regOne), equal(regOne, []byte{number}))
 }
 
+func destinationPortAt(reg uint32) []expr.Any {
+	return payload(expr.PayloadBaseTransportHeader, 2, 2, reg)
+}
+
 func destinationPort(port uint16) []expr.Any {
-	return join(payload(expr.PayloadBaseTransportHeader, 2, 2, regOne), equal(regOne, binary.BigEndian.AppendUint16(nil, port)))
+	return join(destinationPortAt(regOne), equal(regOne, binary.BigEndian.AppendUint16(nil, port)))
 }
 
 func icmpType(number byte) []expr.Any {
@@ -453,6 +528,28 @@ func icmpType(number byte) []expr.Any {
 
 func icmp6(number byte) []expr.Any {
 	return join(family6(), protocol(unix.IPPROTO_ICMPV6), icmpType(number))
+}
+
+// fragment4 matches pieces of a packet: those with more to come or an offset.
+func fragment4() []expr.Any {
+	return join(family4(), payload(expr.PayloadBaseNetworkHeader, 6, 2, regOne), []expr.Any{
+		&expr.Bitwise{SourceRegister: regOne, DestRegister: regOne, Len: 2, Mask: []byte{0x3f, 0xff}, Xor: make([]byte, 2)},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: regOne, Data: make([]byte, 2)},
+	})
+}
+
+// fragment6 matches packets with a fragment header.
+func fragment6() []expr.Any {
+	return join(family6(), []expr.Any{
+		&expr.Exthdr{DestRegister: regOne, Type: unix.IPPROTO_FRAGMENT, Len: 1, Flags: unix.NFT_EXTHDR_F_PRESENT, Op: expr.ExthdrOpIpv6},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: regOne, Data: []byte{1}},
+	})
+}
+
+// group is the inode number of the sending socket's cgroup, or of the one above
+// it that is so many levels below the root.
+func group(level int) []expr.Any {
+	return []expr.Any{&expr.Socket{Key: expr.SocketKeyCgroupv2, Level: uint32(level), Register: regOne}}
 }
 
 func state(bits uint32) []expr.Any {
@@ -491,6 +588,11 @@ func connectionsOver(name string, count int) []expr.Any {
 }
 
 func verdict(kind expr.VerdictKind) []expr.Any { return []expr.Any{&expr.Verdict{Kind: kind}} }
+
+// reset answers for the other side that it does not want the connection.
+func reset() []expr.Any {
+	return []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}}
+}
 
 func goTo(name string) []expr.Any {
 	return []expr.Any{&expr.Verdict{Kind: expr.VerdictGoto, Chain: name}}
