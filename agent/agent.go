@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/croft-cloud/croft"
+	"github.com/croft-cloud/croft/agent/hosting"
 	"github.com/croft-cloud/croft/agent/identity"
 	"github.com/croft-cloud/croft/agent/journal"
 	"github.com/croft-cloud/croft/agent/ownerpage"
@@ -68,7 +69,9 @@ type Agent struct {
 	slate    *ownerpage.Slate
 	page     *ownerpage.Server
 	guard    *update.Guard
+	hosting  *hosting.Hosting // nil: the box joins no network
 	workers  *supervise.Supervisor
+	notes    []string // for the owner, about what was found at the start
 	facts    facts
 
 	oldBaseline bool // /perm was full when this boot's agent first started
@@ -231,6 +234,9 @@ func (a *Agent) prepareWorkers() error {
 	if err := a.prepareGuard(); err != nil {
 		return err
 	}
+	if err := a.prepareHosting(); err != nil {
+		return err
+	}
 	a.workers, err = supervise.New(supervise.Config{Log: log, Workers: []supervise.Worker{
 		{Name: "boot_guard", Run: a.guard.Run},
 		{Name: "owner_page", Run: a.page.Run},
@@ -239,6 +245,7 @@ func (a *Agent) prepareWorkers() error {
 		{Name: "serial", Run: serial.Run},
 		{Name: "facts", Run: a.watchFacts},
 		{Name: "report", Run: a.reportBoot},
+		{Name: workerHosting, Run: a.host},
 	}})
 	return err
 }

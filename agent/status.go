@@ -29,7 +29,12 @@ const (
 	checkClock   = "clock"
 	checkPerm    = "storage"
 	checkNetwork = "network"
+	checkHosting = "leases"
 )
+
+// workerHosting is judged by a check of its own: an update must be able to cure a
+// box that could not host before it either.
+const workerHosting = "hosting"
 
 // facts are what the box observes about itself while it runs.
 type facts struct {
@@ -56,6 +61,7 @@ func (a *Agent) checks() []update.Check {
 		{Name: checkClock, Run: a.checkClock, Before: before(checkClock)},
 		{Name: checkPerm, Run: a.checkPerm, Before: before(checkPerm)},
 		{Name: checkNetwork, Run: a.checkNetwork, Before: before(checkNetwork)},
+		{Name: checkHosting, Run: a.checkHosting, Before: before(checkHosting)},
 	}
 }
 
@@ -79,6 +85,9 @@ func (a *Agent) judgeBaseline() {
 
 func (a *Agent) checkWorkers(context.Context) error {
 	for _, w := range a.workers.States() {
+		if w.Name == workerHosting {
+			continue
+		}
 		if !w.Up() && w.LastError != nil {
 			return fmt.Errorf("worker %s fails: %w", w.Name, w.LastError)
 		}
@@ -190,7 +199,7 @@ func (a *Agent) refresh() {
 	a.facts.mu.Unlock()
 	full := a.handover.Perm.Keeps() && isFull(a.cfg.Perm)
 
-	problems := slices.Concat(permProblems(a.handover.Perm.State, full), a.handover.Notes, a.identity.Notes())
+	problems := slices.Concat(permProblems(a.handover.Perm.State, full), a.handover.Notes, a.identity.Notes(), a.notes)
 	failing := failure(v, full)
 	mood := mood(v, failing != "", len(problems) > 0)
 	if failing != "" {
@@ -203,6 +212,7 @@ func (a *Agent) refresh() {
 	a.slate.Update(func(s *ownerpage.Status) {
 		s.State, s.Network, s.Addresses, s.Problems = mood, state, urls, problems
 		s.Storage = permSentence(a.handover.Perm.State, full)
+		s.Hosting = a.hostingStatus(state == ownerpage.Online)
 	})
 }
 

@@ -63,6 +63,7 @@ import (
 	"time"
 
 	"github.com/croft-cloud/croft"
+	"github.com/croft-cloud/croft/agent/lease"
 	"github.com/croft-cloud/croft/agent/offer"
 	"github.com/croft-cloud/croft/chain/account"
 	"github.com/croft-cloud/croft/chain/akash"
@@ -425,6 +426,14 @@ func (p *Provider) Drain(ctx context.Context, on bool) error {
 		}
 	})
 	return cmp.Or(err, result)
+}
+
+// Lend makes bytes of memory all that a lease has borrowed beyond what is leased,
+// 0 included, and says whether there is so much that nobody leases or has a bid
+// for; if not, what it had stays lent. It is in force at once, and forgotten when
+// the process ends.
+func (p *Provider) Lend(key lease.Key, bytes int64) bool {
+	return p.engine.book.lend(key, bytes, p.cfg.Capacity())
 }
 
 // Reconcile has the chain surveyed now, after a change of capacity or attributes.

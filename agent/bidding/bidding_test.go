@@ -19,6 +19,7 @@ import (
 
 	"github.com/croft-cloud/croft"
 	"github.com/croft-cloud/croft/agent/journal"
+	"github.com/croft-cloud/croft/agent/lease"
 	"github.com/croft-cloud/croft/agent/offer"
 	"github.com/croft-cloud/croft/chain/akash"
 	"github.com/croft-cloud/croft/chain/api/certv1"
@@ -450,5 +451,40 @@ func TestAnotherAccountsJournalIsForgotten(t *testing.T) {
 	}
 	if b, odd, err := openBook(j, "two", box); err != nil || len(b.entries) != 0 || len(odd) != 1 {
 		t.Errorf("another chain: %v, %v, %v", b.entries, odd, err)
+	}
+}
+
+func TestWhatIsLentIsNotLet(t *testing.T) {
+	b, _, err := openBook(journal.NewMemory(), "croft-test", box)
+	if err != nil {
+		t.Fatal(err)
+	}
+	capacity := offer.Room{CPU: 4000, Memory: 1000, Storage: 1000}
+	order := func(n uint64) akash.OrderID {
+		return akash.OrderID{GroupID: akash.GroupID{DeploymentID: akash.DeploymentID{Owner: tenant, DSeq: n}, GSeq: 1}, OSeq: 1}
+	}
+	reserving := func(n uint64, memory int64) error {
+		return b.add(order(n), reserve, entry{Room: offer.Room{Memory: memory}}, capacity)
+	}
+	if err := reserving(1, 400); err != nil {
+		t.Fatal(err)
+	}
+	for _, step := range []struct {
+		key   lease.Key
+		bytes int64
+		want  bool
+	}{{"a", 500, true}, {"b", 200, false}, {"b", 100, true}, {"a", 501, false}, {"a", 300, true}, {"b", 0, true}} {
+		if got := b.lend(step.key, step.bytes, capacity); got != step.want {
+			t.Errorf("lending %d to %s: %v, want %v", step.bytes, step.key, got, step.want)
+		}
+	}
+	if err := reserving(2, 301); err != errFull { // 400 leased, 300 lent
+		t.Errorf("a bid on lent memory: %v", err)
+	}
+	if err := reserving(3, 300); err != nil {
+		t.Error(err)
+	}
+	if b.lend("c", 1, capacity) || !b.lend("a", 0, capacity) || !b.lend("c", 300, capacity) || b.lend("c", 301, capacity) {
+		t.Error("what was given back is not lent again, or more than there is")
 	}
 }

@@ -7,10 +7,12 @@ import (
 	"maps"
 	"math"
 	"slices"
+	"sync"
 	"time"
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/croft-cloud/croft/agent/lease"
 	"github.com/croft-cloud/croft/agent/offer"
 	"github.com/croft-cloud/croft/chain/account"
 	"github.com/croft-cloud/croft/chain/akash"
@@ -116,21 +118,25 @@ type wishes struct {
 }
 
 // book is the entries and the capacity ledger over them. Only its owner's
-// goroutine touches it.
+// goroutine touches it, but for lend.
 type book struct {
 	journal Journal
 	me      account.Address
-	entries map[akash.OrderID]*entry
+	entries map[akash.OrderID]*entry // changed by the owner under mu
 	archive archive
 	wishes  wishes
 	number  uint64
 	height  int64 // up to which all events were dealt with; 0: unknown
+
+	mu      sync.Mutex
+	arrives offer.Room          // guarded by mu; of an entry that is being written
+	lent    map[lease.Key]int64 // guarded by mu; bytes of memory
 }
 
 // openBook reads the journal. Entries that cannot be read are reported and left
 // alone: nothing is done about what is not understood.
 func openBook(j Journal, chain string, me account.Address) (*book, []error, error) {
-	b := &book{journal: j, me: me, entries: map[akash.OrderID]*entry{}}
+	b := &book{journal: j, me: me, entries: map[akash.OrderID]*entry{}, lent: map[lease.Key]int64{}}
 	var whose owner
 	found, err := j.Get(keyOwner, &whose)
 	if err != nil {
@@ -185,15 +191,41 @@ func openBook(j Journal, chain string, me account.Address) (*book, []error, erro
 
 var errFull = errors.New("the capacity ledger has no room for it")
 
-// used is the room of all entries that hold some.
+// used is the room of all entries that hold some, and what is lent.
 func (b *book) used() offer.Room {
-	var sum offer.Room
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.usedLocked()
+}
+
+func (b *book) usedLocked() offer.Room {
+	sum := b.arrives
 	for _, e := range b.entries {
 		if e.holds() {
 			sum = sum.Plus(e.Room)
 		}
 	}
+	for _, bytes := range b.lent {
+		sum = sum.Plus(offer.Room{Memory: bytes})
+	}
 	return sum
+}
+
+// lend makes bytes of memory all that a lease has borrowed. False: there is too
+// little, and nothing has changed. Any goroutine may call it.
+func (b *book) lend(key lease.Key, bytes int64, capacity offer.Room) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	had := b.lent[key]
+	delete(b.lent, key)
+	fits := bytes <= 0 || (offer.Room{Memory: bytes}).Lack(b.usedLocked(), capacity) == ""
+	if !fits {
+		bytes = had
+	}
+	if bytes > 0 {
+		b.lent[key] = bytes
+	}
+	return fits
 }
 
 // active counts the entries that are not over.
@@ -217,7 +249,13 @@ func (b *book) add(id akash.OrderID, ev Event, e entry, capacity offer.Room) err
 	if err != nil {
 		return err
 	}
-	if ev == reserve && e.Room.Lack(b.used(), capacity) != "" {
+	b.mu.Lock()
+	full := ev == reserve && e.Room.Lack(b.usedLocked(), capacity) != ""
+	if !full {
+		b.arrives = e.Room // until it is written: nobody borrows it meanwhile
+	}
+	b.mu.Unlock()
+	if full {
 		return errFull
 	}
 	e.State = to
@@ -258,7 +296,11 @@ func (b *book) change(id akash.OrderID, change func(*entry) error) error {
 
 func (b *book) put(id akash.OrderID, e entry) error {
 	e.Number = b.number + 1
-	if err := b.journal.Put(keyEntry+id.String(), &e); err != nil {
+	err := b.journal.Put(keyEntry+id.String(), &e)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.arrives = offer.Room{}
+	if err != nil {
 		return fmt.Errorf("write entry of order %s: %w", id, err)
 	}
 	b.number++
@@ -271,7 +313,9 @@ func (b *book) drop(id akash.OrderID) error {
 	if err := b.journal.Delete(keyEntry + id.String()); err != nil {
 		return fmt.Errorf("delete entry of order %s: %w", id, err)
 	}
+	b.mu.Lock()
 	delete(b.entries, id)
+	b.mu.Unlock()
 	return nil
 }
 

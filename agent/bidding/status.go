@@ -50,6 +50,7 @@ type Status struct {
 	Height     int64            `json:"height"`     // of the newest block seen; 0: none yet
 	ChainTime  time.Time        `json:"chain_time"` // of the newest block known
 	Reached    bool             `json:"reached"`    // the last call to the chain was answered
+	Surveyed   bool             `json:"surveyed"`   // all bids and leases were compared with the chain since the start
 	Registered bool             `json:"registered"`
 	Draining   bool             `json:"draining"`
 	Unready    string           `json:"unready,omitempty"` // why no bids are made, a sentence
@@ -73,7 +74,7 @@ type Status struct {
 func (p *Provider) publish() {
 	e := p.engine
 	s := &Status{
-		Account: e.book.me, ChainID: p.cfg.Chain.ChainID(), Height: e.seen, ChainTime: e.chainTime, Reached: e.reached, Registered: e.registered,
+		Account: e.book.me, ChainID: p.cfg.Chain.ChainID(), Height: e.seen, ChainTime: e.chainTime, Reached: e.reached, Surveyed: e.surveyed, Registered: e.registered,
 		Draining: e.book.wishes.Drain, Unready: e.ready(), Serial: e.serial, Expires: e.expires, Balance: maps.Clone(e.balance),
 		Capacity: e.cfg.Capacity(), Earned: e.book.earned(), Prices: e.cfg.Policy, Blocks: e.blocks, WhyNot: slices.Clone(e.why),
 	}

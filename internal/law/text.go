@@ -32,6 +32,7 @@ floors: a package imports lower floors only
   4  images/media             look at finished disk images; write them to disks
   4  images/build             board + packages → reproducible disk image, update bundle, SBOM
   2  provisioning/claim       claim codes and the claim's state machine
+  2  provisioning/joinfile    what a box must be told about the network it joins
   2  provisioning/enroll      device key → device certificate: messages and checks of both sides
   3  provisioning/factory     serial numbers, label, first flash, factory report
   2  hwtest/report            results with unit, method version, spread; signing
@@ -59,6 +60,7 @@ floors: a package imports lower floors only
   3  agent/identity           device key and certificate
   4  agent/inventory          CPU, memory, disk and board facts from /proc and /sys
   4  agent/lease              the words the workers share about leases
+  4  agent/crowd              how many strangers, how often, and when the last has left
   4  agent/offer              what the box asks for an order, and why it makes no offer
   5  agent/bidding            order → bid → lease: the provider's state machine
   5  agent/blueprint          a manifest as replicas, and the next step towards them
@@ -74,8 +76,11 @@ floors: a package imports lower floors only
   5  agent/ingress            hosts and ports of a lease → its containers, through the relay
   4  agent/telemetry          sampling, spool, publication
   4  agent/update             install, trial boot, confirm, roll back
+  2  agent/ownerpage/figures  amounts and times in words for people
+  3  agent/ownerpage/letting  what the box lets and earns, for the owner's eyes
   4  agent/ownerpage          the LAN status page and the HDMI screen
-  7  agent                    wires the workers above; starts, restarts and stops them
+  7  agent/hosting            joins the parts with which a box earns
+  8  agent                    wires the workers above; starts, restarts and stops them
   2  relay/wire               tunnel frames and handshake
   3  relay                    server side (in the fleet) and client side (on the device)
   2  fleet/fleetapi           wire types, routes and client of the fleet API; MQTT topics and payloads
@@ -91,10 +96,12 @@ floors: a package imports lower floors only
   6  fleet/fleettest          a whole fleet in process, for tests; the box simulator
   6  firmware/esp/crashtest   replays every power cut of an install, for tests
   6  internal/rig             one Machine interface (power, serial, network, disk faults): QEMU now, boards later
+  7  internal/rig/outside     the world outside a box: chain, relay, registry
+  7  internal/rig/outside/web the program that stands in for a tenant's
   7  internal/rig/faulty/*    programs with a planted fault, built into test images only
   7  chain/chaintest/clients/* one small program on either client, to compare
-  7  internal/vmtest          the box in a virtual machine, tests only
-  7  internal/vmtest/*        first programs of test machines
+  8  internal/vmtest          the box in a virtual machine, tests only
+  8  internal/vmtest/*        first programs of test machines
   7  internal/tools/protogen  generates the chain's messages; in the tools' module
   7  images/gokrazy/init      PID 1 of the root; a module of its own
   7  images/runtime/*         containerd, runsc and the log rotator for the image; a module of its own
@@ -103,8 +110,9 @@ floors: a package imports lower floors only
   7  cmd/croft/session        a tenant at the command line: network, key, output
   8  cmd/croft/chaincmd       the real client's verbs: tx, query, provider
   8  cmd/croft/tenantcmd      croft tenant
+  8  cmd/croft/relaycmd       croft relay
   9  cmd/croft                the command people type
-  8  cmd/croft-agent          the daemon on the box
+  9  cmd/croft-agent          the daemon on the box
   7  cmd/croft-init           the program in the initramfs
   7  cmd/croft-fleet          the service
   7  cmd/croft-chaind         the chain daemon
@@ -154,5 +162,5 @@ doors: a heavy library is imported by these alone ("tests" are all _test.go file
   chain/chaintest                     opens to tests                                       # test support
   chain/npmpeer                       opens to tests                                       # test support
   chain/tenant/gatewaystub            opens to tests                                       # test support
-  os/exec                             opens to images/build images/gokrazy/init hwtest/... chain/npmpeer cmd/... firmware/perm internal/rig internal/tools/protogen internal/vmtest tests # a box has no shell: what runs a program is named here
+  os/exec                             opens to images/build images/gokrazy/init hwtest/... chain/npmpeer cmd/... firmware/perm internal/rig internal/rig/outside internal/tools/protogen internal/vmtest tests # a box has no shell: what runs a program is named here
 `
