@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/croft-cloud/croft"
+	"github.com/croft-cloud/croft/agent/network"
 )
 
 func TestBoardsAreComplete(t *testing.T) {
@@ -66,6 +67,33 @@ func raw(t *testing.T, path string) []byte {
 		t.Fatal(err)
 	}
 	return raw
+}
+
+// Nothing on a box loads a module when it is first needed.
+func TestBoardsLoadWhatLeasesNeed(t *testing.T) {
+	for _, name := range Names() {
+		t.Run(name, func(t *testing.T) {
+			b, err := Get(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			loaded := slices.Concat(b.EarlyModules, b.LateModules, b.WorkloadModules)
+			for _, needs := range []struct {
+				what    string
+				modules []string
+			}{
+				{"OCI images", []string{"overlay"}},
+				{"encrypted disks", []string{"loop", "dm_crypt", "xts", "ext4"}},
+				{"networks", network.Modules()},
+			} {
+				for _, module := range needs.modules {
+					if !slices.Contains(loaded, module) {
+						t.Errorf("%s of leases need the module %s, which is in no list", needs.what, module)
+					}
+				}
+			}
+		})
+	}
 }
 
 // What a box must never have, whatever its board: a password file to lose, an

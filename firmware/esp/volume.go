@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"path"
 	"strings"
 	"unicode/utf16"
 )
@@ -71,6 +73,28 @@ func (v *Volume) Files() ([]File, error) {
 		return nil, err
 	}
 	return d.files(), nil
+}
+
+// ReadFile returns the content of any file of at most limit bytes. Its path has
+// slashes and begins in the root folder; the case of letters does not matter. It
+// fails with [fs.ErrNotExist] where there is no such file.
+func (v *Volume) ReadFile(name string, limit int64) ([]byte, error) {
+	d, err := v.find(path.Dir(name))
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", name, err)
+	}
+	for _, f := range d.files() {
+		if !strings.EqualFold(f.Name, path.Base(name)) {
+			continue
+		}
+		if f.Size > limit {
+			return nil, fmt.Errorf("read %s: it has %d bytes, more than %d", name, f.Size, limit)
+		}
+		var content bytes.Buffer
+		_, err := f.WriteTo(&content)
+		return content.Bytes(), err
+	}
+	return nil, fmt.Errorf("read %s: %w", name, fs.ErrNotExist)
 }
 
 // WriteTo copies the file's content to w. A cluster chain that ends early or
@@ -227,17 +251,29 @@ func (v *Volume) directory(cluster uint32) (*directory, error) {
 }
 
 func (v *Volume) linuxDir() (*directory, error) {
-	cluster := v.root
-	for name := range strings.SplitSeq(Dir, "/") {
-		d, err := v.directory(cluster)
-		if err != nil {
-			return nil, fmt.Errorf("look for folder %s: %w", name, err)
+	d, err := v.find(Dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = fmt.Errorf("look for folder %s: %w", Dir, errNoDir)
+	}
+	return d, err
+}
+
+// find opens a folder. Its path has slashes; the root folder's is ".".
+func (v *Volume) find(folders string) (*directory, error) {
+	d, err := v.directory(v.root)
+	if err != nil || folders == "." {
+		return d, err
+	}
+	for name := range strings.SplitSeq(folders, "/") {
+		cluster := d.folder(name)
+		if cluster == 0 {
+			return nil, fmt.Errorf("look for folder %s: %w", name, fs.ErrNotExist)
 		}
-		if cluster = d.folder(name); cluster == 0 {
-			return nil, fmt.Errorf("look for folder %s: %w", name, errNoDir)
+		if d, err = v.directory(cluster); err != nil {
+			return nil, fmt.Errorf("look into folder %s: %w", name, err)
 		}
 	}
-	return v.directory(cluster)
+	return d, nil
 }
 
 func (d *directory) slot(i int) []byte { return d.content[i*slotSize : (i+1)*slotSize] }

@@ -38,6 +38,7 @@ import (
 	"github.com/croft-cloud/croft/firmware/slot"
 	"github.com/croft-cloud/croft/firmware/verity"
 	"github.com/croft-cloud/croft/images/manifest"
+	"github.com/croft-cloud/croft/provisioning/joinfile"
 )
 
 // Options say what to build.
@@ -50,6 +51,11 @@ type Options struct {
 	Init    string        // package path of the initramfs program; default ./cmd/croft-init
 
 	Arguments []string // kernel arguments besides the board's
+
+	// Network goes onto the image's EFI partition, as joinfile.Path. Nil: the
+	// image joins none until somebody puts a file there. Root and unified kernel
+	// image are the same with every network.
+	Network *joinfile.Network
 
 	// Progress is called at the start of every step, from the building
 	// goroutine. Nil means silence.
@@ -92,6 +98,7 @@ func Build(ctx context.Context, opts Options) (Result, error) {
 	}{
 		{"fetching the kernel", b.fetchKernel},
 		{"building the programs and the root with gok", b.buildRoot},
+		{"building the container runtime", b.buildRuntime},
 		{"packing and sealing the root", b.sealRoot},
 		{"building the unified kernel image", b.buildUKI},
 		{"assembling the disk image", b.assembleDisk},
@@ -223,6 +230,11 @@ func (b *build) publish() (Result, error) {
 func (b *build) prepare(ctx context.Context) error {
 	if _, err := os.Stat(filepath.Join(b.Source, gokModule, "go.mod")); err != nil {
 		return &croft.Error{Kind: croft.KindUsage, Err: fmt.Errorf("%s is not croft's source", b.Source), Remedy: "run this in the repository, or name it with --source"}
+	}
+	if b.Network != nil {
+		if err := b.Network.Check(); err != nil {
+			return err
+		}
 	}
 	if err := b.stamp(ctx); err != nil {
 		return err

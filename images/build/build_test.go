@@ -22,6 +22,7 @@ import (
 	"github.com/croft-cloud/croft/firmware/slot"
 	"github.com/croft-cloud/croft/firmware/verity"
 	"github.com/croft-cloud/croft/images/manifest"
+	"github.com/croft-cloud/croft/provisioning/joinfile"
 )
 
 func board(t *testing.T) *boards.Board {
@@ -83,6 +84,7 @@ func TestBuildRefusesBeforeItTouchesAnything(t *testing.T) {
 	}{
 		{"a folder that is not croft's source", func(o *Options) { o.Source = o.Out }, os.Getenv("PATH"), croft.KindUsage, "--source"},
 		{"a version no file can be named after", func(o *Options) { o.Version = "../1.0" }, os.Getenv("PATH"), croft.KindUsage, "--version"},
+		{"a network without a chain", func(o *Options) { o.Network = &joinfile.Network{} }, os.Getenv("PATH"), croft.KindInvalid, "chain.id is missing"},
 		{"a machine without programs", func(*Options) {}, "/nowhere", croft.KindMissing, "lacks go, gcc"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

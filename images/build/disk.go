@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"strings"
 
@@ -14,6 +15,7 @@ import (
 
 	"github.com/croft-cloud/croft"
 	"github.com/croft-cloud/croft/firmware/slot"
+	"github.com/croft-cloud/croft/provisioning/joinfile"
 )
 
 // Sizes of the disk's parts in MiB, in order, each beginning on a MiB.
@@ -111,8 +113,8 @@ func copySparse(disk *os.File, offset int64, file string) error {
 }
 
 // makeESP makes the EFI system partition with start.efi, systemd-boot, its
-// configuration and the first UKI.
-func (b *build) makeESP(ctx context.Context, path string) error {
+// configuration, the first UKI and the folder of the network file, empty or not.
+func (b *build) makeESP(ctx context.Context, image string) error {
 	start, err := b.buildStart(ctx)
 	if err != nil {
 		return err
@@ -129,24 +131,32 @@ func (b *build) makeESP(ctx context.Context, path string) error {
 	if err := os.WriteFile(conf, []byte("timeout 0\neditor no\nauto-firmware no\nauto-entries no\n"), 0o644); err != nil {
 		return err
 	}
-	f, err := os.Create(path)
+	f, err := os.Create(image)
 	if err != nil {
 		return err
 	}
 	if err := errors.Join(f.Truncate(espMiB<<20), f.Close()); err != nil {
 		return err
 	}
-	if _, err := output(ctx, "", "mkfs.fat", "-F", "32", "-s", "8", "-S", "512", "-n", "ESP", "-i", b.Board.DiskID, "--invariant", path); err != nil {
+	if _, err := output(ctx, "", "mkfs.fat", "-F", "32", "-s", "8", "-S", "512", "-n", "ESP", "-i", b.Board.DiskID, "--invariant", image); err != nil {
 		return err
 	}
 	first := slot.Entry{Generation: 1, Slot: croft.SlotA, Version: b.Version, Counted: true, Left: slot.Tries}
-	for _, step := range [][]string{
-		{"mmd", "-i", path, "::/EFI", "::/EFI/BOOT", "::/EFI/Linux", "::/EFI/systemd", "::/loader"},
-		{"mcopy", "-i", path, start, "::/EFI/BOOT/BOOTX64.EFI"},
-		{"mcopy", "-i", path, systemdBoot, "::/EFI/systemd/systemd-bootx64.efi"},
-		{"mcopy", "-i", path, conf, "::/loader/loader.conf"},
-		{"mcopy", "-i", path, b.file(".efi"), "::/EFI/Linux/" + first.Name()},
-	} {
+	steps := [][]string{
+		{"mmd", "-i", image, "::/EFI", "::/EFI/BOOT", "::/EFI/Linux", "::/EFI/systemd", "::/loader", "::/" + path.Dir(joinfile.Path)},
+		{"mcopy", "-i", image, start, "::/EFI/BOOT/BOOTX64.EFI"},
+		{"mcopy", "-i", image, systemdBoot, "::/EFI/systemd/systemd-bootx64.efi"},
+		{"mcopy", "-i", image, conf, "::/loader/loader.conf"},
+		{"mcopy", "-i", image, b.file(".efi"), "::/EFI/Linux/" + first.Name()},
+	}
+	if b.Network != nil {
+		step, err := b.addNetwork(image)
+		if err != nil {
+			return err
+		}
+		steps = append(steps, step)
+	}
+	for _, step := range steps {
 		cmd := exec.CommandContext(ctx, step[0], step[1:]...)
 		cmd.Env = append(os.Environ(), "SOURCE_DATE_EPOCH="+fmt.Sprint(b.epoch.Unix()), "MTOOLS_SKIP_CHECK=1", "TZ=UTC")
 		if _, err := capture(cmd); err != nil {
@@ -154,4 +164,19 @@ func (b *build) makeESP(ctx context.Context, path string) error {
 		}
 	}
 	return nil
+}
+
+// addNetwork is the call of mtools that puts the network file onto the EFI
+// partition in image.
+func (b *build) addNetwork(image string) ([]string, error) {
+	raw, err := b.Network.Format()
+	if err != nil {
+		return nil, err
+	}
+	name := path.Base(joinfile.Path)
+	file := filepath.Join(b.work, name)
+	if err := os.WriteFile(file, raw, 0o644); err != nil {
+		return nil, err
+	}
+	return []string{"mcopy", "-i", image, file, "::/" + joinfile.Path}, b.addInput("file", name, "", file)
 }

@@ -102,6 +102,9 @@ func (b *build) sealRoot(ctx context.Context) error {
 	if _, err := output(ctx, b.work, "unsquashfs", "-no-progress", "-dest", tree, b.file(".gokroot")); err != nil {
 		return err
 	}
+	if err := os.CopyFS(filepath.Join(tree, "user"), os.DirFS(b.runtimeDir())); err != nil {
+		return fmt.Errorf("add the container runtime: %w", err)
+	}
 	// gok copies the builder's time zone, but the box keeps UTC; and its SBOM
 	// names the builder's folders, but the release has a better one.
 	for _, name := range []string{"etc/localtime", "etc/gokrazy/sbom.json"} {

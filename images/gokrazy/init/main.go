@@ -7,10 +7,14 @@
 //     disks: /perm is mounted already, and a twin must never be taken for it.
 //     Should one appear in that moment all the same, and be mounted over /perm,
 //     it is unmounted again.
-//   - It turns on the cgroup controllers for all that is started later.
+//   - It turns on the cgroup controllers for all that is started later, and makes
+//     a cgroup for croft-containerd and what it starts, so that the packet filter
+//     can tell its connections from the agent's.
 //   - It switches the network ports on, which takes a moment until their links
 //     are up, and loads the kernel modules that only workloads need.
-//   - It supervises every program in /gokrazy and /user.
+//   - It supervises the programs in /gokrazy and /user, but for helpers, which
+//     others start: one that was killed or ends with an error starts again a
+//     second later. The shims of croft-containerd outlive it.
 package main
 
 import (
@@ -21,6 +25,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -29,6 +34,13 @@ import (
 
 	"github.com/croft-cloud/croft/firmware/bootlog"
 	"github.com/croft-cloud/croft/firmware/watchdog"
+)
+
+// cgroups is where cgroup v2 is mounted. In runtimeCgroup are croft-containerd,
+// its shims and their log rotators; sandboxes have groups of their own beside it.
+const (
+	cgroups       = "/sys/fs/cgroup"
+	runtimeCgroup = cgroups + "/croft/containerd"
 )
 
 func main() {
@@ -58,10 +70,13 @@ func run() error {
 	if err != nil {
 		return fmt.Errorf("boot: %w", err)
 	}
-	if err := enableControllers("/sys/fs/cgroup"); err != nil {
+	if err := os.Chmod("/run", 0o755); err != nil { // gokrazy lets everybody write there
 		log.Print(err)
 	}
-	if on, err := os.ReadFile("/sys/fs/cgroup/cgroup.subtree_control"); err == nil {
+	if err := errors.Join(enableControllers(cgroups), makeCgroup(runtimeCgroup)); err != nil {
+		log.Print(err)
+	}
+	if on, err := os.ReadFile(filepath.Join(cgroups, "cgroup.subtree_control")); err == nil {
 		log.Printf("cgroup controllers: %s", on)
 	}
 	if err := storeHandover(handover); err != nil {
@@ -193,35 +208,57 @@ func enableControllers(root string) error {
 	return errors.Join(failed...)
 }
 
-// services are all programs of the root but this one.
+// makeCgroup makes a cgroup whose use of everything is counted. It is there
+// before any program is, and stays.
+func makeCgroup(dir string) error {
+	parent := filepath.Dir(dir)
+	if err := os.MkdirAll(parent, 0o755); err != nil {
+		return fmt.Errorf("make cgroup: %w", err)
+	}
+	return errors.Join(enableControllers(parent), os.MkdirAll(dir, 0o755)) // better uncounted than none
+}
+
+// helpers are programs that other programs start.
+var helpers = []string{"containerd-shim-runc-v2", "croft-rotlog", "croft-runsc"}
+
 func services() ([]*gokrazy.Service, error) {
+	lines, err := commands("/", wiredInterfaces("/sys/class/net"))
+	if err != nil {
+		return nil, err
+	}
 	var list []*gokrazy.Service
-	for _, dir := range []string{"/gokrazy", "/user"} {
-		entries, err := os.ReadDir(dir)
-		if err != nil {
-			return nil, fmt.Errorf("list programs: %w", err)
-		}
-		for _, e := range entries {
-			path := filepath.Join(dir, e.Name())
-			if path == "/gokrazy/init" || strings.HasPrefix(e.Name(), ".") {
-				continue
-			}
-			if e.Name() != "dhcp" {
-				list = append(list, service(path))
-				continue
-			}
-			for _, nic := range wiredInterfaces("/sys/class/net") {
-				list = append(list, service(path, "-interface="+nic))
-			}
-		}
+	for _, line := range lines {
+		cmd := exec.Command(line[0], line[1:]...)
+		cmd.Env = os.Environ()
+		list = append(list, gokrazy.NewService(cmd))
 	}
 	return list, nil
 }
 
-func service(path string, args ...string) *gokrazy.Service {
-	cmd := exec.Command(path, args...)
-	cmd.Env = os.Environ()
-	return gokrazy.NewService(cmd)
+// commands are the command lines of all programs of the root but this one and
+// the helpers.
+func commands(root string, nics []string) (lines [][]string, err error) {
+	for _, dir := range []string{"gokrazy", "user"} {
+		entries, err := os.ReadDir(filepath.Join(root, dir))
+		if err != nil {
+			return nil, fmt.Errorf("list programs: %w", err)
+		}
+		for _, e := range entries {
+			path := filepath.Join("/", dir, e.Name())
+			switch {
+			case path == "/gokrazy/init", strings.HasPrefix(e.Name(), "."), slices.Contains(helpers, e.Name()):
+			case e.Name() == "dhcp":
+				for _, nic := range nics {
+					lines = append(lines, []string{path, "-interface=" + nic})
+				}
+			case e.Name() == "croft-containerd":
+				lines = append(lines, []string{path, "--cgroup=" + runtimeCgroup, "--after=" + modulesReady, "--pause=10s"})
+			default:
+				lines = append(lines, []string{path})
+			}
+		}
+	}
+	return lines, nil
 }
 
 // wiredInterfaces are the Ethernet ports the box has at boot: the owner may

@@ -109,6 +109,57 @@ func TestEveryControllerIsEnabledAloneSoThatOneMissingHurtsNoOther(t *testing.T)
 	}
 }
 
+func TestARuntimesCgroupIsCountedAndMayBeThereAlready(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "croft", "containerd")
+	for range 2 {
+		if err := makeCgroup(dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !exists(dir) {
+		t.Error("there is no cgroup")
+	}
+	if got, err := os.ReadFile(filepath.Join(dir, "../cgroup.subtree_control")); err != nil || string(got) != "+cpuset" {
+		t.Errorf("last write for its parent is %q (%v), want +cpuset", got, err)
+	}
+	if exists(filepath.Join(dir, "cgroup.subtree_control")) {
+		t.Error("a cgroup that passes controllers on may hold no program")
+	}
+}
+
+func TestHelpersAreNotServices(t *testing.T) {
+	root := t.TempDir()
+	for _, name := range []string{
+		"gokrazy/init", "gokrazy/dhcp", "gokrazy/ntp",
+		"user/.hidden", "user/croft-agent", "user/croft-containerd", "user/containerd-shim-runc-v2", "user/croft-rotlog", "user/croft-runsc",
+	} {
+		path := filepath.Join(root, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, nil, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := commands(root, []string{"eth0", "eth1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := [][]string{
+		{"/gokrazy/dhcp", "-interface=eth0"},
+		{"/gokrazy/dhcp", "-interface=eth1"},
+		{"/gokrazy/ntp"},
+		{"/user/croft-agent"},
+		{"/user/croft-containerd", "--cgroup=/sys/fs/cgroup/croft/containerd", "--after=/run/croft/workload-modules", "--pause=10s"},
+	}
+	if !slices.EqualFunc(got, want, slices.Equal) {
+		t.Errorf("services are %q, want %q", got, want)
+	}
+	if _, err := commands(t.TempDir(), nil); err == nil {
+		t.Error("no error for a root without programs")
+	}
+}
+
 func TestWiredInterfaces(t *testing.T) {
 	for _, tc := range []struct {
 		name string

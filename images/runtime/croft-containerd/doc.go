@@ -2,10 +2,17 @@
 // and no others: plugins.go is the list, config.toml what they are told.
 //
 //	croft-containerd [--root DIR] [--state DIR] [--address SOCKET] [--config FILE] [--log-level LEVEL]
+//	                 [--cgroup DIR] [--after FILE] [--pause TIME]
 //
 // The agent speaks to it over SOCKET, with containerd's own API, and is its only
 // client: whoever may open the socket is root on the box. It is ready when the
 // health service answers. SIGTERM ends it; containers run on.
+//
+// On a box init starts it with the agent, and again when it ends. It then waits for
+// the kernel modules (--after) in a cgroup of its own (--cgroup), where its shims and
+// log programs stay too: whatever connects from there to the network is a pull.
+// Where it cannot start, as on a box whose /perm is read-only, it tries again after
+// a pause (--pause), so that failing costs little.
 //
 // It pulls by the transfer service. Mirrors and certificates of registries come
 // with each pull (host_dir in the request's resolver, a folder with

@@ -8,10 +8,12 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"io/fs"
 	"iter"
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"github.com/containerd/containerd/v2/cmd/containerd/server"
 	serverconfig "github.com/containerd/containerd/v2/cmd/containerd/server/config"
@@ -37,12 +39,32 @@ const (
 
 // run is the daemon; it returns when ctx ends or when it cannot start.
 func run(ctx context.Context, args []string, stdout io.Writer) error {
-	config, err := configure(ctx, args, stdout)
+	config, first, err := configure(ctx, args, stdout)
 	if errors.Is(err, flag.ErrHelp) {
 		return nil
 	}
 	if err != nil {
 		return err
+	}
+	if err = daemon(ctx, config, first); err != nil {
+		select {
+		case <-ctx.Done():
+		case <-time.After(first.pause):
+		}
+	}
+	return err
+}
+
+func daemon(ctx context.Context, config *serverconfig.Config, first start) error {
+	if first.cgroup != "" {
+		if err := os.WriteFile(filepath.Join(first.cgroup, "cgroup.procs"), []byte("0"), 0); err != nil {
+			return fmt.Errorf("enter cgroup: %w", err)
+		}
+	}
+	if first.after != "" {
+		if err := await(ctx, first.after); err != nil {
+			return fmt.Errorf("wait for %s: %w", first.after, err)
+		}
 	}
 	if err := log.SetLevel(config.Debug.Level); err != nil {
 		return fmt.Errorf("set log level: %w", err)
@@ -71,12 +93,12 @@ func run(ctx context.Context, args []string, stdout io.Writer) error {
 func serve(ctx context.Context, config *serverconfig.Config) error {
 	// The server outlives ctx until Stop: its plugins must not see the end before
 	// their connections are closed.
-	daemon, err := server.New(context.WithoutCancel(ctx), config)
+	containerd, err := server.New(context.WithoutCancel(ctx), config)
 	if err != nil {
 		return fmt.Errorf("load plugins: %w", err)
 	}
-	defer daemon.Stop()
-	if err := daemon.Start(context.WithoutCancel(ctx)); err != nil {
+	defer containerd.Stop()
+	if err := containerd.Start(context.WithoutCancel(ctx)); err != nil {
 		return fmt.Errorf("serve: %w", err)
 	}
 	for _, id := range []string{grpcPlugin, ttrpcPlugin} {
@@ -84,10 +106,27 @@ func serve(ctx context.Context, config *serverconfig.Config) error {
 			return fmt.Errorf("close socket to others: %w", err)
 		}
 	}
-	daemon.Wait()
+	containerd.Wait()
 	log.G(ctx).WithField("version", version.Version).Info("croft-containerd is ready")
 	<-ctx.Done()
 	return nil
+}
+
+// await returns when the file is there. It looks ten times a second: on a box it
+// waits for some seconds, once a boot.
+func await(ctx context.Context, file string) error {
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if _, err := os.Stat(file); !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
 }
 
 // isolate leaves the folder of our own program as the only place where programs
@@ -116,8 +155,16 @@ func lockRoot(root string) (*os.File, error) {
 	return f, nil
 }
 
+// start is how the daemon starts, or does not.
+type start struct {
+	cgroup string        // folder of the cgroup to enter
+	after  string        // file to wait for
+	pause  time.Duration // before an end with an error
+}
+
 // configure is the embedded configuration, then the file, then the flags.
-func configure(ctx context.Context, args []string, stdout io.Writer) (*serverconfig.Config, error) {
+func configure(ctx context.Context, args []string, stdout io.Writer) (*serverconfig.Config, start, error) {
+	var first start
 	flags := flag.NewFlagSet("croft-containerd", flag.ContinueOnError)
 	flags.SetOutput(stdout)
 	file := flags.String("config", "", "TOML `file` merged over the built-in configuration")
@@ -125,25 +172,28 @@ func configure(ctx context.Context, args []string, stdout io.Writer) (*servercon
 	state := flags.String("state", "", "`folder` of what does not; at most 40 characters, for the shims' sockets")
 	address := flags.String("address", "", "`path` of the API's socket; the shims' is the same with .ttrpc")
 	level := flags.String("log-level", "", "trace, debug, info, warn or error")
+	flags.StringVar(&first.cgroup, "cgroup", "", "`folder` of the cgroup to enter first; shims stay in it")
+	flags.StringVar(&first.after, "after", "", "`file` to wait for before anything is read or made")
+	flags.DurationVar(&first.pause, "pause", 0, "`time` to wait before ending with an error, for a supervisor that starts again at once")
 	printVersion := flags.Bool("version", false, "print the version and end")
 	if err := flags.Parse(args); err != nil {
-		return nil, err
+		return nil, first, err
 	}
 	if *printVersion {
 		fmt.Fprintln(stdout, "croft-containerd", version.Version)
-		return nil, flag.ErrHelp
+		return nil, first, flag.ErrHelp
 	}
 	if flags.NArg() > 0 {
-		return nil, fmt.Errorf("unknown argument %q", flags.Arg(0))
+		return nil, first, fmt.Errorf("unknown argument %q", flags.Arg(0))
 	}
 
 	config := &serverconfig.Config{}
 	if err := toml.NewDecoder(bytes.NewReader(defaultConfig)).DisallowUnknownFields().Decode(config); err != nil {
-		return nil, fmt.Errorf("read built-in configuration: %w", err)
+		return nil, first, fmt.Errorf("read built-in configuration: %w", err)
 	}
 	if *file != "" {
 		if err := serverconfig.LoadConfigWithPlugins(ctx, *file, migrations, config); err != nil {
-			return nil, fmt.Errorf("read configuration: %w", err)
+			return nil, first, fmt.Errorf("read configuration: %w", err)
 		}
 	}
 	for _, override := range []struct {
@@ -175,10 +225,10 @@ func configure(ctx context.Context, args []string, stdout io.Writer) (*servercon
 		"root": config.Root, "state": config.State, "address": text(config, grpcPlugin, "address"),
 	} {
 		if !filepath.IsAbs(path) {
-			return nil, fmt.Errorf("--%s %q is not an absolute path", name, path)
+			return nil, first, fmt.Errorf("--%s %q is not an absolute path", name, path)
 		}
 	}
-	return config, nil
+	return config, first, nil
 }
 
 // migrations are the linked plugins, which bring a file of an older version up

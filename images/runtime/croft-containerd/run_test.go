@@ -2,13 +2,17 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"flag"
+	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/containerd/plugin"
@@ -21,11 +25,11 @@ func TestFlagsComeAfterTheFileAndTheFileAfterTheBuiltIn(t *testing.T) {
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	builtIn, err := configure(t.Context(), nil, os.Stdout)
+	builtIn, _, err := configure(t.Context(), nil, os.Stdout)
 	if err != nil {
 		t.Fatal(err)
 	}
-	both, err := configure(t.Context(), []string{"--config", file, "--address", "/x.sock", "--state", "/s"}, os.Stdout)
+	both, _, err := configure(t.Context(), []string{"--config", file, "--address", "/x.sock", "--state", "/s"}, os.Stdout)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -65,7 +69,7 @@ func TestBadCommandLineIsRefused(t *testing.T) {
 		{"serve"},
 	} {
 		var said bytes.Buffer
-		if _, err := configure(t.Context(), args, &said); err == nil || errors.Is(err, flag.ErrHelp) {
+		if _, _, err := configure(t.Context(), args, &said); err == nil || errors.Is(err, flag.ErrHelp) {
 			t.Errorf("%q: %v", args, err)
 		}
 	}
@@ -74,7 +78,7 @@ func TestBadCommandLineIsRefused(t *testing.T) {
 // Timeouts and plugins are named by strings that containerd ignores when it does
 // not know them.
 func TestConfigurationNamesWhatIsLinked(t *testing.T) {
-	config, err := configure(t.Context(), nil, os.Stdout)
+	config, _, err := configure(t.Context(), nil, os.Stdout)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -121,4 +125,42 @@ func TestRootIsForOneDaemon(t *testing.T) {
 		t.Fatalf("after the first ended: %v", err)
 	}
 	again.Close()
+}
+
+func TestItEntersItsCgroupThenWaitsThenStarts(t *testing.T) {
+	dir := t.TempDir()
+	modules, procs := filepath.Join(dir, "modules"), filepath.Join(dir, "cgroup.procs")
+	if err := os.WriteFile(procs, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	stop()
+	// A root that cannot be made: the daemon never gets as far as to serve.
+	args := []string{"--cgroup", dir, "--after", modules, "--root", "/dev/null/root"}
+	err := run(ctx, args, os.Stdout)
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("without the file it ended with %v, want that it waited until it was stopped", err)
+	}
+	if entered, err := os.ReadFile(procs); err != nil || string(entered) != "0" {
+		t.Errorf("cgroup.procs holds %q (%v), want 0", entered, err)
+	}
+	if err := os.WriteFile(modules, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := run(ctx, args, os.Stdout); err == nil || !strings.Contains(err.Error(), "create folders") {
+		t.Errorf("with the file it ended with %v, want that it began to make folders", err)
+	}
+	if err := run(ctx, []string{"--cgroup", filepath.Join(dir, "missing")}, os.Stdout); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("without the cgroup it ended with %v", err)
+	}
+}
+
+func TestAFailedStartEndsAfterThePause(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		err := run(t.Context(), []string{"--root", "/dev/null/root", "--pause", "10s"}, io.Discard)
+		if took := time.Since(began); err == nil || took != 10*time.Second {
+			t.Errorf("it ended after %s with %v, want an error after 10s", took, err)
+		}
+	})
 }
