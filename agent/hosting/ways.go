@@ -44,7 +44,8 @@ func (p *parts) lead(ctx context.Context, from string, user *wire.Stream) error 
 		g.polite = true
 		err = p.ingress.Handle(ingress.Stream{Conn: g, Client: h.Client, Kind: ingress.StreamHTTP})
 	case wire.KindTCP, wire.KindUDP:
-		door, ok := p.behind(from, h.Kind, h.Port)
+		states, _ := p.relay.States()
+		door, ok := p.doors.behind(states, from, h.Kind, h.Port)
 		if !ok {
 			return fmt.Errorf("no lease has %s port %d", h.Kind, h.Port)
 		}
@@ -301,18 +302,17 @@ func (d *doors) open(table blueprint.Table) ingress.Routes {
 }
 
 // behind is the number of the port that an external port of a relay leads to.
-func (p *parts) behind(from string, kind wire.Kind, external uint16) (uint16, bool) {
+func (d *doors) behind(states []relay.RelayState, from string, kind wire.Kind, external uint16) (uint16, bool) {
 	proto := wire.TCP
 	if kind == wire.KindUDP {
 		proto = wire.UDP
 	}
-	states, _ := p.relay.States()
-	p.doors.mu.Lock()
-	defer p.doors.mu.Unlock()
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	for _, s := range states {
 		for _, held := range s.Ports {
 			if s.Name == from && held.Proto == proto && held.External == external {
-				n, ok := p.doors.number[held.Port]
+				n, ok := d.number[held.Port]
 				return n, ok
 			}
 		}
