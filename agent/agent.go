@@ -272,10 +272,23 @@ func (a *Agent) prepareGuard() error {
 	return err
 }
 
-// Run works until ctx ends: then the box is being shut down, or the agent
-// started anew.
+// ErrPowerOff is the cause with which Run's context ends when the box is being
+// switched off: workloads are then ended in good order.
+var ErrPowerOff = hosting.ErrPowerOff
+
+// Run works until ctx ends.
 func (a *Agent) Run(ctx context.Context) error {
 	a.showVerdict(a.guard.Verdict())
+	if a.watchdog != nil {
+		held := make(chan (func()), 1)
+		stop := context.AfterFunc(ctx, func() { held <- watchdog.Hold(a.watchdog, newLimit) }) // workloads take their time to end
+		defer func() {
+			if !stop() {
+				release := <-held
+				release()
+			}
+		}()
+	}
 	err := a.workers.Run(ctx)
 	a.guard.Stop()
 	return errors.Join(err, a.identity.Close(), a.journal.Close())

@@ -32,6 +32,9 @@ func (b backend) Accept(ctx context.Context, id akash.DeploymentID, raw []byte) 
 		if l.ID.DeploymentID != id || l.Manifest {
 			continue
 		}
+		if _, err := b.p.workloads.Manifest(l.ID); err != nil {
+			continue // it was won after the manifest was kept for the others
+		}
 		// The manifest is kept, so the lease runs. That it came is noted again by
 		// the tenant's next manifest; without a note the lease would end.
 		if err := b.p.provider.ManifestReceived(ctx, l.ID); err != nil && croft.KindOf(err) != croft.KindNotFound {
@@ -103,8 +106,14 @@ func (b backend) pods(id akash.LeaseID, services []string) ([]workload.Pod, erro
 	return all, nil
 }
 
-// Logs implements gateway.Logs. Replicas that are made after the beginning are
-// not followed.
+// said is a line of a replica, or why there are no more.
+type said struct {
+	line gateway.LogLine
+	err  error
+}
+
+// Logs implements gateway.Logs. With Follow, replicas that come later are heard
+// from their first line on.
 func (b backend) Logs(ctx context.Context, id akash.LeaseID, q gateway.LogQuery) iter.Seq2[gateway.LogLine, error] {
 	return func(yield func(gateway.LogLine, error) bool) {
 		pods, err := b.pods(id, q.Services)
@@ -113,21 +122,11 @@ func (b backend) Logs(ctx context.Context, id akash.LeaseID, q gateway.LogQuery)
 			return
 		}
 		ctx, cancel := context.WithCancel(ctx)
-		var readers sync.WaitGroup
-		defer readers.Wait()
-		defer cancel()
-		if q.Follow {
-			readers.Go(func() { b.untilOver(ctx, id, cancel) })
-		}
-		type said struct {
-			line gateway.LogLine
-			err  error
-		}
 		lines := make(chan said)
-		var left sync.WaitGroup
-		for _, pod := range pods {
-			left.Go(func() {
-				for line, err := range replicalog.Read(ctx, pod.Log, q.Tail, q.Follow) {
+		var readers sync.WaitGroup
+		read := func(pod workload.Pod, tail int) {
+			readers.Go(func() {
+				for line, err := range replicalog.Read(ctx, pod.Log, tail, q.Follow) {
 					select {
 					case lines <- said{gateway.LogLine{Pod: pod.ID.Pod(), Text: line.Text}, err}:
 					case <-ctx.Done():
@@ -136,21 +135,37 @@ func (b backend) Logs(ctx context.Context, id akash.LeaseID, q gateway.LogQuery)
 				}
 			})
 		}
-		readers.Go(func() {
-			left.Wait()
+		for _, pod := range pods {
+			read(pod, q.Tail)
+		}
+		if q.Follow {
+			readers.Go(func() {
+				b.eachNewPod(ctx, id, q.Services, pods, func(pod workload.Pod) { read(pod, -1) })
+				cancel()
+			})
+		}
+		go func() { // ends with the readers, before the loops below
+			readers.Wait()
 			close(lines)
-		})
+		}()
 		for s := range lines {
 			if !yield(s.line, s.err) || s.err != nil {
-				return
+				break
 			}
+		}
+		cancel()
+		for range lines { // until all readers have ended
 		}
 	}
 }
 
-// untilOver ends a stream soon after its lease has ended.
-func (b backend) untilOver(ctx context.Context, id akash.LeaseID, end func()) {
-	tick := time.NewTicker(overEvery)
+// eachNewPod tells of replicas that are not known yet, until ctx or the lease ends.
+func (b backend) eachNewPod(ctx context.Context, id akash.LeaseID, services []string, known []workload.Pod, tell func(workload.Pod)) {
+	seen := map[lease.ReplicaID]bool{}
+	for _, pod := range known {
+		seen[pod.ID] = true
+	}
+	tick := time.NewTicker(podsEvery)
 	defer tick.Stop()
 	for {
 		select {
@@ -159,13 +174,22 @@ func (b backend) untilOver(ctx context.Context, id akash.LeaseID, end func()) {
 		case <-tick.C:
 		}
 		if _, running := b.p.provider.Lease(id); !running {
-			end()
 			return
+		}
+		pods, err := b.pods(id, services)
+		if err != nil {
+			continue // a service that an update removed may come back
+		}
+		for _, pod := range pods {
+			if !seen[pod.ID] {
+				seen[pod.ID] = true
+				tell(pod)
+			}
 		}
 	}
 }
 
-const overEvery = 5 * time.Second
+const podsEvery = 2 * time.Second
 
 // Events implements gateway.Events.
 func (b backend) Events(ctx context.Context, id akash.LeaseID, services []string, follow bool) iter.Seq2[lease.Event, error] {

@@ -40,7 +40,6 @@ import (
 	"github.com/croft-cloud/croft"
 	"github.com/croft-cloud/croft/agent/bidding"
 	"github.com/croft-cloud/croft/agent/inventory"
-	"github.com/croft-cloud/croft/agent/journal"
 	"github.com/croft-cloud/croft/agent/lease"
 	"github.com/croft-cloud/croft/agent/leasedisk"
 	"github.com/croft-cloud/croft/agent/network"
@@ -55,7 +54,7 @@ type Config struct {
 	Device  croft.DeviceID    // required
 	Key     crypto.Signer     // required; the device key
 	Keeper  leasedisk.Keeper  // required; seals the keys of lease disks
-	Journal *journal.Journal  // required
+	Journal Journal           // required; agent/journal
 	Dir     string            // required; on /perm: account, manifests, disks, certificates
 	RunDir  string            // required; on a memory file system: mounts, namespaces, pipes
 	Version string            // of the release, for tenants
@@ -128,7 +127,7 @@ func New(cfg Config) (*Hosting, error) {
 }
 
 // Run opens the parts and works until ctx ends, or one of them breaks.
-// Containers are left running.
+// Containers are left running, unless the cause of ctx's end is [ErrPowerOff].
 func (h *Hosting) Run(ctx context.Context) error {
 	p, err := open(ctx, h.cfg)
 	if err != nil {
@@ -142,7 +141,15 @@ func (h *Hosting) Run(ctx context.Context) error {
 			h.cfg.Log.Warn("parts were not closed cleanly", "err", err)
 		}
 	}()
-	g, ctx := errgroup.WithContext(ctx)
+	defer func() {
+		if !errors.Is(context.Cause(ctx), ErrPowerOff) {
+			return
+		}
+		if err := p.powerOff(); err != nil {
+			h.cfg.Log.Warn("what runs was not ended in good order", "err", err)
+		}
+	}()
+	g, working := errgroup.WithContext(ctx)
 	for name, run := range map[string]func(context.Context) error{
 		"network":  p.network.Run,
 		"sandbox":  p.sandbox.Run,
@@ -156,7 +163,7 @@ func (h *Hosting) Run(ctx context.Context) error {
 		"watch":    p.watch,
 	} {
 		g.Go(func() error {
-			if err := run(ctx); err != nil {
+			if err := run(working); err != nil {
 				return fmt.Errorf("%s: %w", name, err)
 			}
 			return nil

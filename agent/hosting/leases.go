@@ -152,13 +152,13 @@ func (p *parts) sweepNow(ctx context.Context) error {
 
 // links are workload's network.
 type links struct {
-	*network.Network
+	wires
 	shape network.Options
 }
 
 // Attach implements workload.Network.
 func (l links) Attach(ctx context.Context, id lease.ReplicaID) (lease.Attachment, error) {
-	return l.Network.Attach(ctx, id, l.shape)
+	return l.wires.Attach(ctx, id, l.shape)
 }
 
 // Attached implements workload.Network.
@@ -173,7 +173,7 @@ func (l links) SetLease(ctx context.Context, key lease.Key, peers []workload.Pee
 		}
 		return l.Forget(ctx, key)
 	}
-	return l.Network.SetLease(ctx, key, leaseOf(peers))
+	return l.wires.SetLease(ctx, key, leaseOf(peers))
 }
 
 // leaseOf says to the network what replicas may reach of each other.

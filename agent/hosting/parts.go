@@ -40,15 +40,15 @@ type parts struct {
 	machine inventory.Machine
 	class   inventory.Class // of the disk that leases lie on
 
-	chain     *client.Client
-	network   *network.Network
+	chain     node
+	network   wires
 	disks     disks
-	sandbox   *sandbox.Sandbox
+	sandbox   cells
 	workloads *workload.Workloads
 	provider  *bidding.Provider
 	gateway   *gateway.Gateway
 	ingress   *ingress.Ingress
-	relay     *relay.Client
+	relay     tunnels
 
 	rest, grpc *doorway // of the gateway
 	doors      doors
@@ -126,12 +126,12 @@ func (p *parts) lookAround(ctx context.Context) (err error) {
 	return nil
 }
 
-func (p *parts) openNetwork(ctx context.Context) (err error) {
+func (p *parts) openNetwork(ctx context.Context) error {
 	var fetchers []string
 	if p.cfg.Fetcher != "" {
 		fetchers = []string{p.cfg.Fetcher}
 	}
-	p.network, err = network.New(network.Config{
+	n, err := network.New(network.Config{
 		Fetchers: fetchers,
 		Store:    p.cfg.Journal, Dir: filepath.Join(p.cfg.RunDir, "netns"), Log: p.cfg.Log,
 		Report: func(e network.Event) {
@@ -143,13 +143,15 @@ func (p *parts) openNetwork(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	_, err = p.network.Adopt(ctx)
+	p.network = n
+	_, err = n.Adopt(ctx)
 	return err
 }
 
 // disks are those of leases: agent/leasedisk.
 type disks interface {
 	workload.Disks
+	Close(ctx context.Context, key lease.Key) error
 	Disks() ([]leasedisk.Disk, error)
 	Usage(key lease.Key) (used, total int64, err error)
 	Room() (int64, error)
@@ -174,16 +176,19 @@ func (p *parts) openDisks(context.Context) (err error) {
 	return err
 }
 
-func (p *parts) openSandbox(context.Context) (err error) {
+func (p *parts) openSandbox(context.Context) error {
 	mirrors := filepath.Join(p.cfg.RunDir, "mirrors")
 	if err := writeMirrors(mirrors, p.cfg.Network.Mirrors); err != nil {
 		return err
 	}
-	p.sandbox, err = sandbox.New(sandbox.Config{
+	s, err := sandbox.New(sandbox.Config{
 		Socket: p.cfg.Containerd, Runsc: p.cfg.Runsc, Rotlog: p.cfg.Rotlog,
 		RunscRoot: filepath.Join(p.cfg.RunDir, "runsc"), RunDir: filepath.Join(p.cfg.RunDir, "exec"),
 		HostDir: mirrors, PrivateRegistries: p.cfg.PrivateRegistries, UserIDs: p.cfg.UserIDs, Log: p.cfg.Log,
 	})
+	if err == nil {
+		p.sandbox = s
+	}
 	return err
 }
 
@@ -208,9 +213,12 @@ func writeMirrors(dir string, mirrors map[string][]string) error {
 	return os.MkdirAll(dir, 0o755)
 }
 
-func (p *parts) openChain(context.Context) (err error) {
+func (p *parts) openChain(context.Context) error {
 	at := p.cfg.Network.Chain
-	p.chain, err = client.New(client.Config{ChainID: at.ID, GRPC: at.GRPC, RPC: at.RPC, GasPrice: at.GasPrice, Log: p.cfg.Log})
+	c, err := client.New(client.Config{ChainID: at.ID, GRPC: at.GRPC, RPC: at.RPC, GasPrice: at.GasPrice, Log: p.cfg.Log})
+	if err == nil {
+		p.chain = c
+	}
 	return err
 }
 
@@ -305,7 +313,10 @@ func (p *parts) openWays(context.Context) (err error) {
 		}
 		cfg.Relays = append(cfg.Relays, relay.Relay{Name: r.Name, Address: r.Address, Trust: trust})
 	}
-	p.relay, err = relay.NewClient(cfg)
+	c, err := relay.NewClient(cfg)
+	if err == nil {
+		p.relay = c
+	}
 	return err
 }
 

@@ -133,12 +133,19 @@ func makeUplink() error {
 	return netlink.RouteAdd(&netlink.Route{LinkIndex: card.Attrs().Index, Gw: net.IPv4(192, 168, 77, 1)})
 }
 
+// Who may fetch private images.
+const (
+	registryUser     = "someone"
+	registryPassword = "open sesame"
+)
+
 // newWorld is chain, relay and registry, with the article's image.
 func newWorld(t *testing.T) *outside.World {
 	t.Helper()
 	w, err := outside.New(outside.Config{
 		Dir: t.TempDir(), Chaind: filepath.Join(programs, "croft-chaind"),
-		Chain: outside.ChainConfig{BlockTime: 300 * time.Millisecond},
+		Chain:    outside.ChainConfig{BlockTime: 300 * time.Millisecond},
+		Registry: outside.RegistryConfig{User: registryUser, Password: registryPassword},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -185,6 +192,8 @@ func (f folders) Open(_ context.Context, key lease.Key) (string, error) {
 func (f folders) Remove(_ context.Context, key lease.Key) error {
 	return os.RemoveAll(filepath.Join(f.dir, string(key)))
 }
+
+func (f folders) Close(context.Context, lease.Key) error { return nil }
 
 func (f folders) List(context.Context) ([]lease.Key, error) {
 	entries, err := os.ReadDir(f.dir)

@@ -25,7 +25,9 @@ const (
 func main() {
 	debug.SetGCPercent(gcPercent)
 	debug.SetMemoryLimit(memoryLimit)
-	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, os.Interrupt)
+	asked, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, os.Interrupt)
+	ctx, cancel := context.WithCancelCause(context.Background())
+	context.AfterFunc(asked, func() { cancel(agent.ErrPowerOff) }) // gokrazy asks when the box goes off
 	err := run(ctx)
 	stop()
 	if err != nil {

@@ -5,6 +5,7 @@ package vmtest
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -152,6 +153,7 @@ type sight struct {
 		PID     int
 		Program string
 		RSS     int64
+		Own     int64
 		CPU     float64
 	}
 	Mounts, Links, Mapper, Loops, Spaces, Groups, Disks, Addresses []string
@@ -207,6 +209,23 @@ func (p *provider) kill(program string) {
 	if _, err := fmt.Fscan(resp.Body, &n); err != nil || n == 0 {
 		p.t.Fatalf("%d processes of %s were killed, %v", n, program, err)
 	}
+}
+
+// permIsClean reports whether the box that is off had unmounted /perm: then its
+// ext4 does not ask for recovery (the field s_feature_incompat of the superblock).
+func (p *provider) permIsClean() bool {
+	p.t.Helper()
+	f, err := os.Open(p.disk)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	defer f.Close()
+	const superblock, incompat, recover = 1024, 96, 4
+	var field [4]byte
+	if _, err := f.ReadAt(field[:], permAt+superblock+incompat); err != nil {
+		p.t.Fatal(err)
+	}
+	return binary.LittleEndian.Uint32(field[:])&recover == 0
 }
 
 // leftover compares what is on the box with what was there before the lease.
@@ -290,6 +309,13 @@ func TestALeaseOutlivesEverythingButItsEnd(t *testing.T) {
 		}},
 		{"the power is cut", func() {
 			p.cut()
+			p.powerOn()
+		}},
+		{"the box is switched off and on", func() {
+			p.shutDown()
+			if !p.permIsClean() {
+				t.Error("/perm was not unmounted")
+			}
 			p.powerOn()
 		}},
 	} {

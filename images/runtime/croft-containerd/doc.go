@@ -7,6 +7,8 @@
 // The agent speaks to it over SOCKET, with containerd's own API, and is its only
 // client: whoever may open the socket is root on the box. It is ready when the
 // health service answers. SIGTERM ends it; containers run on.
+// With --cgroup it serves on after SIGTERM until its shims are gone, for 45 s at
+// most, so that the agent can end containers when the box is switched off.
 //
 // On a box init starts it with the agent, and again when it ends. It then waits for
 // the kernel modules (--after) in a cgroup of its own (--cgroup), where its shims and
@@ -35,6 +37,7 @@
 // from the bytes it has; state is on a tmpfs and starts empty, so containers are
 // known and none runs. Full disk: pulls fail, containers run on; free space and
 // pull again. Wrong clock: a garbage collection may come early, and frees only
-// what nothing refers to; content leases with an end in time may end too soon,
-// those of the agent have none. Dead network: pulls only.
+// what nothing refers to; content leases with an end in time, as those of the
+// agent's pulls, may end too soon: what was fetched is fetched again. Dead network:
+// pulls only.
 package main

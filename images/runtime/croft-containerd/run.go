@@ -87,10 +87,11 @@ func daemon(ctx context.Context, config *serverconfig.Config, first start) error
 	if _, err := mount.CleanupTempMounts(0); err != nil {
 		log.G(ctx).WithError(err).Warn("cannot unmount temporary mounts")
 	}
-	return serve(ctx, config)
+	return serve(ctx, config, func() { outlast(first.cgroup, endLimit) })
 }
 
-func serve(ctx context.Context, config *serverconfig.Config) error {
+// serve works until ctx ends and then until last returns.
+func serve(ctx context.Context, config *serverconfig.Config, last func()) error {
 	// The server outlives ctx until Stop: its plugins must not see the end before
 	// their connections are closed.
 	containerd, err := server.New(context.WithoutCancel(ctx), config)
@@ -109,7 +110,24 @@ func serve(ctx context.Context, config *serverconfig.Config) error {
 	containerd.Wait()
 	log.G(ctx).WithField("version", version.Version).Info("croft-containerd is ready")
 	<-ctx.Done()
+	last()
 	return nil
+}
+
+// endLimit is how long the agent has for ending what runs when the box is
+// switched off: all services are asked to end at once, and without us it could
+// not. gokrazy waits for longer.
+const endLimit = 45 * time.Second
+
+// outlast returns when no other process is in our cgroup, where shims are, or the
+// limit has passed. Without a cgroup it returns at once.
+func outlast(cgroup string, limit time.Duration) {
+	for end := time.Now().Add(limit); cgroup != "" && time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+		raw, err := os.ReadFile(filepath.Join(cgroup, "cgroup.procs"))
+		if err != nil || len(bytes.Fields(raw)) <= 1 {
+			return
+		}
+	}
 }
 
 // await returns when the file is there. It looks ten times a second: on a box it

@@ -58,6 +58,7 @@ type Process struct {
 	PID     int
 	Program string  // its file's name
 	RSS     int64   // bytes
+	Own     int64   // bytes of it that are no file's
 	CPU     float64 // seconds that it has worked
 }
 
@@ -120,7 +121,14 @@ func processes() []Process {
 			continue
 		}
 		const ticks = 100 // a second, on every Linux
+		var own int64
+		for line := range strings.Lines(text(filepath.Join(dir, "status"))) {
+			if kib, found := strings.CutPrefix(line, "RssAnon:"); found {
+				own = number(strings.Fields(kib)[0]) << 10
+			}
+		}
 		list = append(list, Process{
+			Own: own,
 			PID: int(number(filepath.Base(dir))), Program: filepath.Base(program), RSS: number(pages[1]) * int64(os.Getpagesize()),
 			CPU: float64(number(fields[11])+number(fields[12])) / ticks,
 		})

@@ -1,0 +1,88 @@
+package agent
+
+import (
+	"bytes"
+	"math"
+	"math/big"
+	"testing"
+	"time"
+
+	"github.com/croft-cloud/croft/agent/bidding"
+	"github.com/croft-cloud/croft/agent/hosting"
+	"github.com/croft-cloud/croft/agent/lease"
+	"github.com/croft-cloud/croft/agent/offer"
+	"github.com/croft-cloud/croft/agent/ownerpage/letting"
+	"github.com/croft-cloud/croft/firmware/bootlog"
+	"github.com/croft-cloud/croft/relay"
+)
+
+func TestTheOwnerIsToldWhatTheBoxWaitsFor(t *testing.T) {
+	working := func() hosting.Status {
+		return hosting.Status{
+			Relays: []relay.RelayState{{Phase: relay.Waiting}, {Phase: relay.Up}},
+			Bidding: bidding.Status{
+				Reached: true, Surveyed: true, Registered: true, Balance: map[string]int64{"uakt": 5},
+				Capacity: offer.Room{CPU: 4000, Memory: 4 << 30, Storage: 40 << 30},
+			},
+		}
+	}
+	for _, tc := range []struct {
+		name    string
+		offline bool
+		change  func(*hosting.Status)
+		want    letting.State
+		says    bool
+	}{
+		{"nothing is wrong", false, func(*hosting.Status) {}, letting.Open, false},
+		{"no internet comes first", true, func(s *hosting.Status) { s.Fault = "it is starting" }, letting.NoInternet, false},
+		{"parts that do not start", false, func(s *hosting.Status) { s.Fault = "open the disks: no" }, letting.Unable, true},
+		{"no chain", false, func(s *hosting.Status) { s.Bidding.Reached = false }, letting.NoChain, false},
+		{"no relay", false, func(s *hosting.Status) { s.Relays = s.Relays[:1] }, letting.NoRelay, false},
+		{"paused", false, func(s *hosting.Status) { s.Bidding.Draining = true }, letting.Paused, false},
+		{"no coins", false, func(s *hosting.Status) { s.Bidding.Balance = map[string]int64{"uakt": 0} }, letting.NoCoins, false},
+		{"not asked about coins yet", false, func(s *hosting.Status) {
+			s.Bidding.Balance, s.Bidding.Surveyed, s.Bidding.Registered = nil, false, false
+		}, letting.Registering, false},
+		{"not registered", false, func(s *hosting.Status) { s.Bidding.Registered = false }, letting.Registering, false},
+		{"a lease", false, func(s *hosting.Status) { s.Leases = make([]bidding.Lease, 1) }, letting.Working, false},
+		{"sick, with a lease", false, func(s *hosting.Status) { s.Leases, s.Sick = make([]bidding.Lease, 1), "no runtime" }, letting.Working, true},
+		{"no memory left", false, func(s *hosting.Status) {
+			s.Leases, s.Bidding.Leased = make([]bidding.Lease, 1), offer.Room{Memory: 4 << 30}
+		}, letting.Full, false},
+		{"bids take the rest", false, func(s *hosting.Status) {
+			s.Leases, s.Bidding.Reserved = make([]bidding.Lease, 1), offer.Room{CPU: 3950}
+		}, letting.Full, false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			s := working()
+			tc.change(&s)
+			if got, why := hostingState(s, !tc.offline); got != tc.want || (why != "") != tc.says {
+				t.Errorf("got %s, %q; want %s", got, why, tc.want)
+			}
+		})
+	}
+}
+
+func TestTheOwnerHearsTheNewestFirst(t *testing.T) {
+	a, stop := start(t, t.TempDir(), bootlog.Handover{}, new(bytes.Buffer))
+	defer stop()
+	for range 20 {
+		a.event(hosting.EventWon, nil)
+	}
+	a.event(hosting.EventEnded, nil)
+	a.event("boot_confirmed", nil)
+	later := time.Now().Add(time.Hour)
+	got := a.hostingEvents(hosting.Status{Trouble: []lease.Event{{At: later, Reason: "OOMKilled"}, {At: later, Reason: "Started"}}})
+	if len(got) != 16 || got[0].What != letting.OutOfMemory || got[1].What != letting.LeaseEnded || got[2].What != letting.LeaseWon {
+		t.Errorf("events are %+v", got)
+	}
+}
+
+func TestAmountsBeyondAllBoundsAreTheLargest(t *testing.T) {
+	if got := whole(new(big.Int).Lsh(big.NewInt(1), 80)); got != math.MaxInt64 {
+		t.Errorf("2^80 is %d", got)
+	}
+	if got := whole(big.NewInt(7)); got != 7 {
+		t.Errorf("7 is %d", got)
+	}
+}
