@@ -1,6 +1,7 @@
 package blueprint
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
@@ -47,10 +48,21 @@ func Parse(raw []byte) (sdl.Manifest, [32]byte, error) {
 		return bad(ErrBadJSON, err)
 	}
 	manifest, err := sdl.ParseManifest(raw)
+	if wrong, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
+		err = fmt.Errorf("%s cannot be %s in JSON", cmp.Or(wrong.Field, "the whole"), article(wrong.Value))
+	}
 	if err != nil {
 		return bad(ErrBadJSON, err)
 	}
 	return manifest, hash, nil
+}
+
+// article is a word with its article.
+func article(word string) string {
+	if word != "" && strings.ContainsRune("aeiou", rune(word[0])) {
+		return "an " + word
+	}
+	return "a " + word
 }
 
 // remake is what to do about a manifest that no tool should have made.
@@ -114,6 +126,9 @@ func runnable(s sdl.Service) error {
 			return fmt.Errorf("command, args and env: number %d contains a zero byte", i)
 		}
 	}
+	if err := distinct(s.Expose); err != nil {
+		return err
+	}
 	volumes := map[string]sdl.Storage{}
 	for _, v := range s.Resources.Storage {
 		if _, twice := volumes[v.Name]; twice {
@@ -154,6 +169,28 @@ func runnable(s sdl.Service) error {
 	}
 	if root > 1 {
 		return errors.New("resources.storage: two volumes are not mounted; only one can be the root")
+	}
+	return nil
+}
+
+// distinct says which ports of a service would be one port of the world. HTTP is
+// told apart by host names instead.
+func distinct(exposes []sdl.Expose) error {
+	type outside struct {
+		port  uint32
+		proto string
+		ip    uint32
+	}
+	taken := map[outside]uint32{}
+	for _, e := range exposes {
+		if !e.Global || ByHost(e) && e.IP == "" {
+			continue
+		}
+		at := outside{externalPort(e), e.Proto, e.EndpointSequenceNumber}
+		if other, ok := taken[at]; ok && other != e.Port {
+			return fmt.Errorf("expose: ports %d and %d would both be %s port %d of the world", other, e.Port, at.proto, at.port)
+		}
+		taken[at] = e.Port
 	}
 	return nil
 }

@@ -157,6 +157,19 @@ func (p Plan) Needs(groups map[uint64]sdl.Group, image string) bool {
 	return false
 }
 
+// Unresolved says whether any generation is made of an image whose digest is not
+// on record: the journal failed, or it is on its way.
+func (p Plan) Unresolved(groups map[uint64]sdl.Group) bool {
+	for name, s := range p.Services {
+		for _, g := range s.Revisions() {
+			if spec, ok := ServiceOf(groups[g.Source], name); ok && p.Images[spec.Image] == "" {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // Credentials are those to fetch an image with, the newest manifest's first; nil:
 // none.
 func (p Plan) Credentials(groups map[uint64]sdl.Group, image string) *sdl.Credentials {

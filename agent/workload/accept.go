@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -152,14 +153,16 @@ func (w *Workloads) store(id akash.LeaseID, group sdl.Group, claims map[string]u
 	if same && here {
 		return nil
 	}
-	if !same {
+	if fresh {
+		revision = w.newest(key, raw)
+	} else if !same {
 		revision++
 	}
 	if err := atomicfile.MkdirAll(w.folder(key), 0o700); err != nil {
 		return err
 	}
 	// The journal comes last: what it names is there.
-	if err := w.writeFile(manifestFile(w.folder(key), revision), raw, 0o600); err != nil {
+	if err := w.writeFile(blueprint.ManifestFile(w.folder(key), revision), raw, 0o600); err != nil {
 		return err
 	}
 	err := l.update(func(r *record) error {
@@ -186,6 +189,16 @@ func (w *Workloads) store(id akash.LeaseID, group sdl.Group, claims map[string]u
 		poke(w.wake)
 	}
 	return err
+}
+
+// newest is the revision of a lease's first manifest: not 1 if a journal was lost.
+func (w *Workloads) newest(key lease.Key, raw []byte) uint64 {
+	files, _ := os.ReadDir(w.folder(key))
+	last := blueprint.LastRevision(files)
+	if old, err := w.readManifest(key, last); err == nil && bytes.Equal(old, raw) {
+		return last
+	}
+	return last + 1
 }
 
 // names is who has which host name, and which nobody may have.

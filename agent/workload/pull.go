@@ -87,7 +87,7 @@ func (l *work) repull(image string) {
 
 // pull fetches one image, however long it takes.
 func (l *work) pull(ctx context.Context, p *pull) {
-	var pause backoff
+	var pause blueprint.Pause
 	for ctx.Err() == nil {
 		l.mu.Lock()
 		name, credentials := l.rec.Images[p.image], l.rec.Credentials(l.groups, p.image)
@@ -139,7 +139,7 @@ func (l *work) pull(ctx context.Context, p *pull) {
 				continue
 			}
 		}
-		wait := pause.next()
+		wait := pause.Next()
 		if blueprint.Lasting(err) {
 			wait = slowRetry
 		}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net/netip"
 	"os"
 	"slices"
@@ -28,25 +27,6 @@ const (
 	silentAfter   = 3                      // failed looks in a row; one may fall into a full backlog
 	unhealthy     = time.Minute            // running without answering; told once
 )
-
-// The pauses before something is tried again.
-const (
-	shortestPause = time.Second
-	longestPause  = 5 * time.Minute
-)
-
-// backoff makes pauses that double from shortestPause to longestPause. Each is
-// any time from the shortest of its turn to twice that, so that what failed
-// together does not come back together. The zero value is ready.
-type backoff struct{ least, last time.Duration }
-
-func (b *backoff) next() time.Duration {
-	b.least = min(max(shortestPause, 2*b.least), longestPause/2)
-	b.last = b.least + rand.N(b.least)
-	return b.last
-}
-
-func (b *backoff) reset() { *b = backoff{} }
 
 // end is that a container ended, or is there no more.
 type end struct {
@@ -127,7 +107,7 @@ func (r *replica) run(work, inner, base context.Context, there bool) {
 	} else {
 		r.step(blueprint.Begun, nil)
 	}
-	var pause backoff
+	var pause blueprint.Pause
 	var image string
 	for work.Err() == nil {
 		switch r.now() {
@@ -157,7 +137,7 @@ func (r *replica) run(work, inner, base context.Context, there bool) {
 			r.watch(work, base, there, &pause)
 		case blueprint.BackingOff:
 			there = false
-			sleep(work, pause.last)
+			sleep(work, pause.Last())
 			if work.Err() == nil {
 				r.step(blueprint.Retried, nil)
 			}
@@ -172,8 +152,8 @@ func (r *replica) run(work, inner, base context.Context, there bool) {
 }
 
 // failed notes that the replica could not be made.
-func (r *replica) failed(err error, pause *backoff) {
-	wait := pause.next()
+func (r *replica) failed(err error, pause *blueprint.Pause) {
+	wait := pause.Next()
 	r.event(lease.Warning, diary.Failed, "%s could not be started: %v; the next attempt is in %s", r.id.Pod(), err, round(wait))
 	r.step(blueprint.Failed, func() {
 		r.failures++
@@ -264,7 +244,7 @@ func (r *replica) start(ctx context.Context, image string) error {
 }
 
 // watch looks after a running container until it ends or work does.
-func (r *replica) watch(work, base context.Context, there bool, pause *backoff) {
+func (r *replica) watch(work, base context.Context, there bool, pause *blueprint.Pause) {
 	began := time.Now()
 	wait, told, misses := probeSoon, false, 0
 	if there {
@@ -283,7 +263,7 @@ func (r *replica) watch(work, base context.Context, there bool, pause *backoff) 
 			r.l.mu.Unlock()
 			if mine {
 				if time.Since(began) >= steadyAfter {
-					pause.reset()
+					pause.Reset()
 				}
 				r.ended(base, e, pause)
 				return
@@ -370,7 +350,7 @@ func (r *replica) probe(ctx context.Context, began time.Time, there bool) error 
 
 // ended notes how the container ended and clears it away. Replicas are always
 // started again, whatever their exit code, as on Akash.
-func (r *replica) ended(ctx context.Context, e end, pause *backoff) {
+func (r *replica) ended(ctx context.Context, e end, pause *blueprint.Pause) {
 	how := ""
 	switch {
 	case e.vanished:
@@ -384,7 +364,7 @@ func (r *replica) ended(ctx context.Context, e end, pause *backoff) {
 	default:
 		how = fmt.Sprintf("ended with exit code %d", e.exit.Code)
 	}
-	wait := pause.next()
+	wait := pause.Next()
 	r.l.mu.Lock()
 	failures := r.failures + 1
 	r.l.mu.Unlock()
@@ -411,14 +391,14 @@ func times(n int) string {
 func (r *replica) remove(inner, base context.Context) {
 	r.step(blueprint.Stopped, nil)
 	r.event(lease.Normal, diary.Killing, "%s is being stopped", r.id.Pod())
-	var pause backoff
+	var pause blueprint.Pause
 	for inner.Err() == nil {
 		err := r.clear(base)
 		if err == nil {
 			break
 		}
 		r.l.log.Warn("replica not removed yet", "pod", r.id.Pod(), "err", err)
-		sleep(inner, pause.next())
+		sleep(inner, pause.Next())
 	}
 	if inner.Err() != nil {
 		return

@@ -88,7 +88,13 @@ func (w *Workloads) Status(id akash.LeaseID) ([]lease.ServiceStatus, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	all := []lease.ServiceStatus{}
-	for _, want := range l.wantsLocked() {
+	wants := l.wantsLocked()
+	if len(wants) == 0 { // its first manifest is stored, and nothing is planned yet
+		for _, spec := range l.groups[l.rec.Revision].Services {
+			wants = append(wants, blueprint.Want{Name: spec.Name, Count: int(spec.Count)})
+		}
+	}
+	for _, want := range wants {
 		s := lease.ServiceStatus{Name: want.Name, Revision: want.Plan.Target.Revision, Total: want.Count, Problem: l.problem}
 		for rid, r := range l.replicas {
 			if rid.Service != want.Name {

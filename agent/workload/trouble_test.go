@@ -71,7 +71,7 @@ func TestLoansAreGivenBackThoughTheLenderRefusesForATime(t *testing.T) {
 			t.Errorf("the trouble is told as %q", note)
 		}
 		comply()
-		time.Sleep(longestPause)
+		time.Sleep(blueprint.LongestPause)
 		if n := loan(); n != 0 || l.State(id) != blueprint.AllRunning {
 			t.Errorf("%d bytes still lent, state %s", n, l.State(id))
 		}

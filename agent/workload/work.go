@@ -43,6 +43,7 @@ type work struct {
 	told    *[]Peer    // guarded by naming; what it knows; nil: unknown
 
 	borrowed int64 // of the goroutine of run; what the lender lends; -1: unknown
+	released bool  // of the goroutine of run; images that nothing needs were freed in this life
 
 	mu       sync.Mutex
 	rec      record                       // guarded by mu; written with storing held
@@ -162,7 +163,7 @@ func (l *work) work(ctx context.Context) bool {
 		case <-inner.Done():
 		}
 	})
-	l.borrowed = -1
+	l.borrowed, l.released = -1, false
 	l.naming.Lock()
 	l.told = nil
 	l.naming.Unlock()
@@ -171,7 +172,7 @@ func (l *work) work(ctx context.Context) bool {
 	clear(l.pulls)
 	l.disk = ""
 	l.mu.Unlock()
-	var pause backoff
+	var pause blueprint.Pause
 	adopted := false
 	for {
 		wait := recheck
@@ -185,10 +186,10 @@ func (l *work) work(ctx context.Context) bool {
 		switch {
 		case inner.Err() != nil:
 		case err != nil:
-			wait = pause.next()
+			wait = pause.Next()
 			l.blame(err)
 		default:
-			pause.reset()
+			pause.Reset()
 			l.blame(nil)
 		}
 		l.despair(err)
@@ -664,14 +665,17 @@ func (l *work) discard(ctx context.Context) error {
 	rec := l.rec.clone()
 	before := len(rec.Images)
 	rec.Prune(l.groups)
-	idle := len(rec.Sources) == len(l.groups) && len(rec.Images) == before
+	// An earlier life may have recorded an update and not released what it freed.
+	idle := l.released && len(rec.Sources) == len(l.groups) && len(rec.Images) == before || rec.Unresolved(l.groups)
 	for _, r := range l.replicas {
 		idle = idle || r.leaving // its image may still be in use
 	}
 	keep := slices.Collect(maps.Values(rec.Images))
+	late := false // something that is being broken off may still come
 	for image, p := range l.pulls {
 		switch {
 		case !l.rec.Needs(l.groups, image):
+			late = late || p.begun && p.resolved == ""
 			p.quit()
 			delete(l.pulls, image)
 		case p.begun && p.resolved == "":
@@ -682,12 +686,14 @@ func (l *work) discard(ctx context.Context) error {
 	}
 	l.mu.Unlock()
 	if idle {
+		l.released = l.released && !late
 		return nil
 	}
 	// What is forgotten must be gone: first the effects, then the record.
 	if err := l.w.cfg.Images.Release(ctx, l.key, slices.Compact(slices.Sorted(slices.Values(keep)))...); err != nil {
 		return fmt.Errorf("release images: %w", err)
 	}
+	l.released = !late
 	stale := map[uint64]bool{}
 	if err := l.update(func(r *record) error { r.Prune(l.manifests()); return nil }, func() {
 		for revision := range l.groups {
@@ -701,7 +707,7 @@ func (l *work) discard(ctx context.Context) error {
 	}
 	for revision := range stale {
 		// A file that stays goes with the lease.
-		if err := os.Remove(manifestFile(l.w.folder(l.key), revision)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		if err := os.Remove(blueprint.ManifestFile(l.w.folder(l.key), revision)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			l.log.Warn("manifest not removed", "revision", revision, "err", err)
 		}
 	}
@@ -719,7 +725,7 @@ func (l *work) free(ctx context.Context) {
 	l.w.publish()
 	l.add(lease.Normal, diary.Killing, "", "", "the lease is over: everything is stopped and removed")
 	l.diary.End()
-	var pause backoff
+	var pause blueprint.Pause
 	for ctx.Err() == nil {
 		err := l.w.free(ctx, l.key)
 		if err == nil {
@@ -736,6 +742,6 @@ func (l *work) free(ctx context.Context) {
 			return
 		}
 		l.log.Warn("workload not freed yet", "err", err)
-		sleep(ctx, pause.next())
+		sleep(ctx, pause.Next())
 	}
 }

@@ -349,12 +349,12 @@ func (w *Workloads) Run(ctx context.Context) error {
 
 // hear passes on that some container ended.
 func (w *Workloads) hear(ctx context.Context, hint chan<- struct{}) {
-	var pause backoff
+	var pause blueprint.Pause
 	for ctx.Err() == nil {
 		if _, _, err := w.cfg.Runtime.NextExit(ctx); err != nil {
-			sleep(ctx, pause.next())
+			sleep(ctx, pause.Next())
 		} else {
-			pause.reset()
+			pause.Reset()
 		}
 		poke(hint)
 	}
@@ -624,15 +624,11 @@ func (w *Workloads) forget(l *work) {
 }
 
 func (w *Workloads) readManifest(key lease.Key, revision uint64) ([]byte, error) {
-	raw, err := os.ReadFile(manifestFile(w.folder(key), revision))
+	raw, err := os.ReadFile(blueprint.ManifestFile(w.folder(key), revision))
 	if err != nil {
 		return nil, fmt.Errorf("read manifest %d: %w", revision, err)
 	}
 	return raw, nil
-}
-
-func manifestFile(folder string, revision uint64) string {
-	return filepath.Join(folder, fmt.Sprintf("manifest-%d.json", revision))
 }
 
 func (w *Workloads) newWork(id akash.LeaseID) *work {

@@ -77,11 +77,15 @@ func TestManifestRunsAndCloseLeavesNothing(t *testing.T) {
 		defer l.kill()
 		id := w.deploy(t, 7, app("web:1", 2, "db:1", ""))
 		l.mustAccept(t, 7)
+		status, err := l.Status(id)
+		if err != nil || len(status) != 2 || status[1].Name != "web" || status[1].Total != 2 || status[1].Problem == "" {
+			t.Errorf("status at once %+v, %v", status, err)
+		}
 		settle()
 		if got := l.State(id); got != blueprint.AllRunning {
 			t.Fatalf("state %s, want running: %v", got, l.reasons(t, id))
 		}
-		status, err := l.Status(id)
+		status, err = l.Status(id)
 		if err != nil || len(status) != 2 || status[1].Available != 2 || status[1].Total != 2 || status[0].Problem != "" {
 			t.Errorf("status %+v, %v", status, err)
 		}
@@ -321,9 +325,9 @@ func TestEndsAreToldAndRepeatedWithPauses(t *testing.T) {
 			defer w.mu.Unlock()
 			return w.containers[web].started.Sub(ended) - stopTakes - startTakes
 		}
-		least := shortestPause // the first end was the one above
+		least := blueprint.ShortestPause // the first end was the one above
 		for n := range 12 {
-			least = min(2*least, longestPause/2)
+			least = min(2*least, blueprint.LongestPause/2)
 			if got := pause(); got < least || got >= 2*least {
 				t.Errorf("pause %d was %s, want at least %s and less than twice that", n+2, got, least)
 			}
@@ -336,11 +340,11 @@ func TestEndsAreToldAndRepeatedWithPauses(t *testing.T) {
 		if !strings.Contains(status[0].Problem, "exit code 3, 13 times in a row") || !strings.Contains(l.note(t, id, diary.BackOff), "ended with exit code 3, 13 times in a row") {
 			t.Errorf("problem %q, note %q", status[0].Problem, l.note(t, id, diary.BackOff))
 		}
-		time.Sleep(longestPause + steadyAfter + time.Minute)
+		time.Sleep(blueprint.LongestPause + steadyAfter + time.Minute)
 		if l.State(id) != blueprint.AllRunning {
 			t.Errorf("state %s", l.State(id))
 		}
-		if got := pause(); got < shortestPause || got >= 2*shortestPause {
+		if got := pause(); got < blueprint.ShortestPause || got >= 2*blueprint.ShortestPause {
 			t.Errorf("pause after a long run was %s", got)
 		}
 	})
