@@ -22,8 +22,12 @@ import (
 // ended.
 const keyWon = "hosting/won/"
 
-// LeaseWon implements bidding.Leases: the manifest is the tenant's next step.
-func (p *parts) LeaseWon(_ context.Context, l bidding.Lease) error {
+// LeaseWon implements bidding.Leases: the manifest is the tenant's next step, if
+// it was not sent already.
+func (p *parts) LeaseWon(ctx context.Context, l bidding.Lease) error {
+	if err := p.takeSiblings(ctx, l.ID); err != nil {
+		return err
+	}
 	key := keyWon + string(lease.KeyOf(l.ID))
 	if told, err := p.cfg.Journal.Get(key, new(string)); told || err != nil {
 		return err
@@ -32,6 +36,31 @@ func (p *parts) LeaseWon(_ context.Context, l bidding.Lease) error {
 		return err
 	}
 	return p.cfg.Journal.Put(key, l.ID.String())
+}
+
+// takeSiblings gives a new lease the manifest of another group of its deployment
+// on this box: a tenant sends one manifest for all of them, perhaps before the box
+// has heard of the last lease.
+func (p *parts) takeSiblings(ctx context.Context, id akash.LeaseID) error {
+	if _, err := p.workloads.Manifest(id); err == nil {
+		return nil
+	}
+	for _, other := range p.workloads.Held() {
+		if other.DeploymentID != id.DeploymentID || other == id {
+			continue
+		}
+		taken, err := p.workloads.Manifest(other)
+		if err != nil {
+			continue // it has none either
+		}
+		err = backend{p}.Accept(ctx, id.DeploymentID, taken.Raw)
+		switch croft.KindOf(err) {
+		case croft.KindNotFound, croft.KindInvalid, croft.KindRefused:
+			return nil // the tenant's next manifest is another one
+		}
+		return err
+	}
+	return nil
 }
 
 // LeaseClosed implements bidding.Leases.
