@@ -30,9 +30,10 @@
 //     refuses a second bid besides.
 //   - A lease is closed only because the owner or the workload asked
 //     ([Provider.Close]), or because the tenant could have sent a manifest for
-//     five minutes, chain and gateway both within reach, and did not. Never
-//     because of an outage. Bids carry a reclamation window: taking back an open
-//     bid cannot end the lease that its tenant made of it a moment before.
+//     five minutes, chain, gateway and journal all within reach, and did not.
+//     Never because of an outage. Bids carry a reclamation window, if the chain
+//     has any: that is the tenant's notice before its lease is closed, and taking
+//     back an open bid cannot end the lease made of it a moment before.
 //   - The workload hears LeaseWon of each running lease at least once in each life
 //     of the agent, and LeaseClosed until it has answered nil.
 //
@@ -40,10 +41,12 @@
 //
 //	crash, power cut       everything; transactions under way are asked after
 //	chain or node down     leases run; nothing is bid, closed or given up; surveyed after
+//	chain begun anew       Run fails, to begin anew; bids that the chain does not know
+//	                       end after ten minutes, leases after a day
 //	node lost its blocks   the survey replaces the events
 //	journal cannot write   no new bid; what is decided is decided again later
-//	journal lost           bids and leases are taken up from the chain; earnings
-//	                       of old leases are forgotten
+//	journal lost           bids and leases are taken up from the chain before any bid
+//	                       is made; earnings of old leases are forgotten
 //	account key lost       a new account; leases of the old one are lost
 //	wrong clock            all times that count are the chain's
 //	why-not list           lives in memory; filled again by the next survey
@@ -149,8 +152,12 @@ type Config struct {
 	Ready     func() string     // why the box takes no new lease, a sentence; default: it does
 	Reachable func() bool       // tenants can reach the gateway; default: always
 
+	// HasManifest says that the workload has a lease's manifest. It is asked before a
+	// lease ends for want of one; the note of it may be lost. Default: it has none.
+	HasManifest func(akash.LeaseID) bool
+
 	FeeGranter     account.Address // pays the fees; default: the box
-	FeeReserve     int64           // uakt that are never put into deposits; default 1 000 000
+	FeeReserve     int64           // uakt that are never put into deposits; default 1 000 000, 0 with a FeeGranter
 	Notice         time.Duration   // longest reclamation window a tenant may ask for; default 24 h
 	BlocksPerMonth int64           // default: measured
 	MaxOrders      int             // bids and leases at once; default 32, most 64
@@ -193,11 +200,16 @@ func (c *Config) check() error {
 	if c.Reachable == nil {
 		c.Reachable = func() bool { return true }
 	}
+	if c.HasManifest == nil {
+		c.HasManifest = func(akash.LeaseID) bool { return false }
+	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
 	c.Overhead = cmp.Or(c.Overhead, 64<<20)
-	c.FeeReserve = cmp.Or(c.FeeReserve, 1_000_000)
+	if c.FeeGranter == "" {
+		c.FeeReserve = cmp.Or(c.FeeReserve, 1_000_000)
+	}
 	c.Notice = cmp.Or(c.Notice, 24*time.Hour)
 	c.MaxOrders = cmp.Or(c.MaxOrders, 32)
 	c.BidTimeout = cmp.Or(c.BidTimeout, 5*time.Minute)
@@ -247,14 +259,16 @@ func New(cfg Config) (*Provider, error) {
 	return p, nil
 }
 
-// Run leads the provider's life until ctx ends.
+// Run leads the provider's life until ctx ends. It fails when the chain was begun
+// anew: a Provider and client made now know nothing of its past and go on.
 func (p *Provider) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
 	blocks := make(chan client.Block)
-	wg.Go(func() { p.watch(ctx, blocks) })
+	from := p.engine.book.point.Height // read before the engine works
+	wg.Go(func() { p.watch(ctx, from, blocks) })
 
 	results := make(chan func())
 	running := 0
@@ -276,6 +290,9 @@ func (p *Provider) Run(ctx context.Context) error {
 			})
 		}
 		p.publish()
+		if p.engine.anew != nil {
+			return p.engine.anew
+		}
 		select {
 		case <-ctx.Done():
 			return nil
@@ -294,12 +311,9 @@ func (p *Provider) Run(ctx context.Context) error {
 // tickEvery is how often time itself is looked at.
 const tickEvery = time.Second
 
-// watch passes on blocks, from where the journal ends.
-func (p *Provider) watch(ctx context.Context, blocks chan<- client.Block) {
-	from := p.engine.book.height + 1 // read before the engine works
-	if from == 1 {
-		from = 0 // after the latest: the survey sees what is there
-	}
+// watch passes on blocks from a height on; if that is 0, after the latest, for the
+// survey sees what is there.
+func (p *Provider) watch(ctx context.Context, from int64, blocks chan<- client.Block) {
 	for ctx.Err() == nil {
 		if from > 0 {
 			status, err := p.cfg.Chain.Status(ctx)
@@ -327,10 +341,7 @@ func (p *Provider) watch(ctx context.Context, blocks chan<- client.Block) {
 				return
 			}
 		}
-		if ctx.Err() != nil {
-			return
-		}
-		_ = p.call(ctx, func() { p.engine.surveyAt = time.Time{} })
+		_ = p.Reconcile(ctx) // it fails when ctx ends
 		p.pause(ctx)
 	}
 }
@@ -350,12 +361,11 @@ const maxCatchUp = 5000
 const watchPause = 5 * time.Second
 
 // call runs f on the engine's goroutine.
-func (p *Provider) call(ctx context.Context, f func()) error {
-	done := make(chan struct{})
+func (p *Provider) call(ctx context.Context, f func() error) error {
+	done := make(chan error, 1)
 	select {
-	case p.calls <- func() { f(); close(done) }:
-		<-done // it is running, and does not wait for anybody
-		return nil
+	case p.calls <- func() { done <- f() }:
+		return <-done // it is running, and does not wait for anybody
 	case <-ctx.Done():
 		return fmt.Errorf("wait for the provider: %w", ctx.Err())
 	}
@@ -367,13 +377,10 @@ func (p *Provider) Account() account.Address { return p.engine.book.me }
 // Certificate is the gateway's, for tls.Config.GetCertificate. It is there from
 // the first registration on, also while the chain is out of reach.
 func (p *Provider) Certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-	r := p.registrar
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.certificate == nil {
-		return nil, errors.New("the gateway has no certificate yet")
+	if c := p.registrar.certificate.Load(); c != nil {
+		return c, nil
 	}
-	return r.certificate, nil
+	return nil, errors.New("the gateway has no certificate yet")
 }
 
 // ManifestReceived notes that a lease has its manifest. It returns when that is
@@ -383,8 +390,9 @@ func (p *Provider) ManifestReceived(ctx context.Context, id akash.LeaseID) error
 }
 
 // Close asks for a lease's end: the owner's wish, or the workload's after it has
-// tried for long. It returns when the wish is written down; the tenant's notice
-// and the chain come after. Asking again changes nothing.
+// tried for long. It returns when the wish is written down. Then the chain tells
+// the tenant, and the lease runs on for the window of its bid, an hour or more;
+// one without a window ends at once. Asking again changes nothing.
 func (p *Provider) Close(ctx context.Context, id akash.LeaseID, reason marketv1.LeaseClosedReason, why string) error {
 	if reason < marketv1.LeaseClosedReason_lease_closed_reason_unstable || reason >= marketv1.LeaseClosedReason_lease_closed_reason_insufficient_funds {
 		return &croft.Error{Kind: croft.KindUsage, Err: fmt.Errorf("close lease %s: %s is no provider's reason", id, reason), Remedy: "choose unstable, decommission, unspecified or manifest_timeout"}
@@ -404,28 +412,27 @@ func (p *Provider) Close(ctx context.Context, id akash.LeaseID, reason marketv1.
 
 // lease changes the entry of a running lease.
 func (p *Provider) lease(ctx context.Context, id akash.LeaseID, change func(*entry) error) error {
-	var result error
-	err := p.call(ctx, func() {
+	return p.call(ctx, func() error {
 		if en := p.engine.book.entries[id.OrderID]; en == nil || !en.State.live() || id.Provider != p.engine.book.me {
-			result = &croft.Error{Kind: croft.KindNotFound, Err: fmt.Errorf("lease %s does not run here", id)}
-			return
+			return &croft.Error{Kind: croft.KindNotFound, Err: fmt.Errorf("lease %s does not run here", id)}
 		}
-		result = p.engine.book.change(id.OrderID, change)
+		err := p.engine.book.change(id.OrderID, change)
+		p.engine.must(id.OrderID, err)
+		return err
 	})
-	return cmp.Or(err, result)
 }
 
 // Drain lets no new leases in and takes open bids back, until it is called with
 // false; also after a restart. Running leases go on.
 func (p *Provider) Drain(ctx context.Context, on bool) error {
-	var result error
-	err := p.call(ctx, func() {
-		if result = p.cfg.Journal.Put(keyWishes, wishes{Drain: on}); result == nil {
-			p.engine.book.wishes.Drain = on
-			p.engine.surveySoon()
+	return p.call(ctx, func() error {
+		if err := p.cfg.Journal.Put(keyWishes, wishes{Drain: on}); err != nil {
+			return err
 		}
+		p.engine.book.wishes.Drain = on
+		p.engine.surveySoon()
+		return nil
 	})
-	return cmp.Or(err, result)
 }
 
 // Lend makes bytes of memory all that a lease has borrowed beyond what is leased,
@@ -433,10 +440,10 @@ func (p *Provider) Drain(ctx context.Context, on bool) error {
 // for; if not, what it had stays lent. It is in force at once, and forgotten when
 // the process ends.
 func (p *Provider) Lend(key lease.Key, bytes int64) bool {
-	return p.engine.book.lend(key, bytes, p.cfg.Capacity())
+	return p.engine.book.ledger.Lend(string(key), bytes, p.cfg.Capacity())
 }
 
 // Reconcile has the chain surveyed now, after a change of capacity or attributes.
 func (p *Provider) Reconcile(ctx context.Context) error {
-	return p.call(ctx, func() { p.engine.surveyAt = time.Time{} })
+	return p.call(ctx, func() error { p.engine.surveyAt = time.Time{}; return nil })
 }

@@ -19,7 +19,6 @@ import (
 
 	"github.com/croft-cloud/croft"
 	"github.com/croft-cloud/croft/agent/journal"
-	"github.com/croft-cloud/croft/agent/lease"
 	"github.com/croft-cloud/croft/agent/offer"
 	"github.com/croft-cloud/croft/chain/akash"
 	"github.com/croft-cloud/croft/chain/api/certv1"
@@ -470,11 +469,11 @@ func TestWhatIsLentIsNotLet(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, step := range []struct {
-		key   lease.Key
+		key   string
 		bytes int64
 		want  bool
 	}{{"a", 500, true}, {"b", 200, false}, {"b", 100, true}, {"a", 501, false}, {"a", 300, true}, {"b", 0, true}} {
-		if got := b.lend(step.key, step.bytes, capacity); got != step.want {
+		if got := b.ledger.Lend(step.key, step.bytes, capacity); got != step.want {
 			t.Errorf("lending %d to %s: %v, want %v", step.bytes, step.key, got, step.want)
 		}
 	}
@@ -484,7 +483,7 @@ func TestWhatIsLentIsNotLet(t *testing.T) {
 	if err := reserving(3, 300); err != nil {
 		t.Error(err)
 	}
-	if b.lend("c", 1, capacity) || !b.lend("a", 0, capacity) || !b.lend("c", 300, capacity) || b.lend("c", 301, capacity) {
+	if b.ledger.Lend("c", 1, capacity) || !b.ledger.Lend("a", 0, capacity) || !b.ledger.Lend("c", 300, capacity) || b.ledger.Lend("c", 301, capacity) {
 		t.Error("what was given back is not lent again, or more than there is")
 	}
 }

@@ -5,17 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"math"
 	"slices"
-	"sync"
 	"time"
 
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
 
-	"github.com/croft-cloud/croft/agent/lease"
 	"github.com/croft-cloud/croft/agent/offer"
 	"github.com/croft-cloud/croft/chain/account"
 	"github.com/croft-cloud/croft/chain/akash"
+	"github.com/croft-cloud/croft/chain/api/basev1beta1"
 	"github.com/croft-cloud/croft/chain/api/deploymentv1beta4"
 	"github.com/croft-cloud/croft/chain/api/marketv1"
 	"github.com/croft-cloud/croft/chain/client"
@@ -35,7 +34,7 @@ const (
 	keyEntry   = "bidding/order/" // and the order's id
 	keyOwner   = "bidding/owner"  // whose entries these are
 	keyArchive = "bidding/archive"
-	keyHeight  = "bidding/height"
+	keyPoint   = "bidding/point"
 	keyWishes  = "bidding/wishes"
 )
 
@@ -80,20 +79,24 @@ const (
 	intentDraw    intent = "draw"
 )
 
-// holds reports whether the entry keeps room of the box: to the end, when the
-// workload has answered that it is gone.
-func (e *entry) holds() bool { return !e.State.Final() }
-
 // price is that of the bid.
 func (e *entry) price() akash.Price {
 	d, _ := akash.ParseDec(cmp.Or(e.Price, "0")) // it was written by this package
 	return akash.Price{Denom: e.Denom, Amount: d}
 }
 
+// terms takes over what the chain says about a bid or lease.
+func (e *entry) terms(price *basev1beta1.DecCoin, notice *durationpb.Duration) {
+	if p, err := akash.PriceOf(price); err == nil && p.Denom != "" {
+		e.Price, e.Denom = p.Amount.String(), p.Denom
+	}
+	e.Notice = notice.AsDuration()
+}
+
 // group is what the tenant ordered.
 func (e *entry) group() *deploymentv1beta4.GroupSpec {
 	spec := new(deploymentv1beta4.GroupSpec)
-	if proto.Unmarshal(e.Spec, spec) != nil {
+	if len(e.Spec) == 0 || proto.Unmarshal(e.Spec, spec) != nil {
 		return nil
 	}
 	return spec
@@ -112,31 +115,35 @@ type owner struct {
 	Account account.Address `json:"account"`
 }
 
+// point is a block up to which all events were dealt with; of height 0 if that is
+// not known.
+type point struct {
+	Height int64     `json:"height"`
+	Time   time.Time `json:"time"` // the chain's, then or a little later
+}
+
 // wishes of the box's owner that outlive a restart.
 type wishes struct {
 	Drain bool `json:"drain"`
 }
 
 // book is the entries and the capacity ledger over them. Only its owner's
-// goroutine touches it, but for lend.
+// goroutine touches it, but for the ledger.
 type book struct {
 	journal Journal
 	me      account.Address
-	entries map[akash.OrderID]*entry // changed by the owner under mu
+	entries map[akash.OrderID]*entry
+	ledger  offer.Ledger // holds the room of each entry that is not over: an ended lease's until the workload has answered that it is gone
 	archive archive
 	wishes  wishes
 	number  uint64
-	height  int64 // up to which all events were dealt with; 0: unknown
-
-	mu      sync.Mutex
-	arrives offer.Room          // guarded by mu; of an entry that is being written
-	lent    map[lease.Key]int64 // guarded by mu; bytes of memory
+	point   point
 }
 
 // openBook reads the journal. Entries that cannot be read are reported and left
 // alone: nothing is done about what is not understood.
 func openBook(j Journal, chain string, me account.Address) (*book, []error, error) {
-	b := &book{journal: j, me: me, entries: map[akash.OrderID]*entry{}, lent: map[lease.Key]int64{}}
+	b := &book{journal: j, me: me, entries: map[akash.OrderID]*entry{}}
 	var whose owner
 	found, err := j.Get(keyOwner, &whose)
 	if err != nil {
@@ -147,7 +154,7 @@ func openBook(j Journal, chain string, me account.Address) (*book, []error, erro
 		if found {
 			odd = append(odd, fmt.Errorf("journal is about account %s on chain %s: its orders are forgotten", whose.Account, whose.Chain))
 		}
-		for _, key := range slices.Concat(j.Keys(keyEntry), []string{keyArchive, keyHeight}) {
+		for _, key := range slices.Concat(j.Keys(keyEntry), []string{keyArchive, keyPoint, keyRegistration}) {
 			if err := j.Delete(key); err != nil {
 				return nil, odd, fmt.Errorf("forget orders of another account: %w", err)
 			}
@@ -156,7 +163,7 @@ func openBook(j Journal, chain string, me account.Address) (*book, []error, erro
 			return nil, odd, fmt.Errorf("write owner of the journal: %w", err)
 		}
 	}
-	for key, into := range map[string]any{keyArchive: &b.archive, keyHeight: &b.height, keyWishes: &b.wishes} {
+	for key, into := range map[string]any{keyArchive: &b.archive, keyPoint: &b.point, keyWishes: &b.wishes} {
 		if _, err := j.Get(key, into); err != nil {
 			odd = append(odd, fmt.Errorf("read %s: %w", key, err))
 		}
@@ -183,50 +190,13 @@ func openBook(j Journal, chain string, me account.Address) (*book, []error, erro
 			}
 			continue
 		}
-		b.entries[id] = e
+		b.enter(id, e)
 		b.number = max(b.number, e.Number)
 	}
 	return b, odd, nil
 }
 
 var errFull = errors.New("the capacity ledger has no room for it")
-
-// used is the room of all entries that hold some, and what is lent.
-func (b *book) used() offer.Room {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.usedLocked()
-}
-
-func (b *book) usedLocked() offer.Room {
-	sum := b.arrives
-	for _, e := range b.entries {
-		if e.holds() {
-			sum = sum.Plus(e.Room)
-		}
-	}
-	for _, bytes := range b.lent {
-		sum = sum.Plus(offer.Room{Memory: bytes})
-	}
-	return sum
-}
-
-// lend makes bytes of memory all that a lease has borrowed. False: there is too
-// little, and nothing has changed. Any goroutine may call it.
-func (b *book) lend(key lease.Key, bytes int64, capacity offer.Room) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	had := b.lent[key]
-	delete(b.lent, key)
-	fits := bytes <= 0 || (offer.Room{Memory: bytes}).Lack(b.usedLocked(), capacity) == ""
-	if !fits {
-		bytes = had
-	}
-	if bytes > 0 {
-		b.lent[key] = bytes
-	}
-	return fits
-}
 
 // active counts the entries that are not over.
 func (b *book) active() int {
@@ -249,17 +219,15 @@ func (b *book) add(id akash.OrderID, ev Event, e entry, capacity offer.Room) err
 	if err != nil {
 		return err
 	}
-	b.mu.Lock()
-	full := ev == reserve && e.Room.Lack(b.usedLocked(), capacity) != ""
-	if !full {
-		b.arrives = e.Room // until it is written: nobody borrows it meanwhile
-	}
-	b.mu.Unlock()
-	if full {
+	if ev == reserve && !b.ledger.Reserve(id.String(), e.Room, capacity) { // before it is written: nobody borrows it meanwhile
 		return errFull
 	}
 	e.State = to
-	return b.put(id, e)
+	if err := b.put(id, e); err != nil {
+		b.ledger.Free(id.String())
+		return err
+	}
+	return nil
 }
 
 // move changes an entry by an event of the law.
@@ -296,16 +264,22 @@ func (b *book) change(id akash.OrderID, change func(*entry) error) error {
 
 func (b *book) put(id akash.OrderID, e entry) error {
 	e.Number = b.number + 1
-	err := b.journal.Put(keyEntry+id.String(), &e)
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.arrives = offer.Room{}
-	if err != nil {
+	if err := b.journal.Put(keyEntry+id.String(), &e); err != nil {
 		return fmt.Errorf("write entry of order %s: %w", id, err)
 	}
 	b.number++
-	b.entries[id] = &e
+	b.enter(id, &e)
 	return nil
+}
+
+// enter makes an entry that is written that of an order.
+func (b *book) enter(id akash.OrderID, e *entry) {
+	b.entries[id] = e
+	if e.State.Final() {
+		b.ledger.Free(id.String())
+	} else {
+		b.ledger.Hold(id.String(), e.Room)
+	}
 }
 
 // drop forgets an entry of which nothing is on the chain.
@@ -313,9 +287,8 @@ func (b *book) drop(id akash.OrderID) error {
 	if err := b.journal.Delete(keyEntry + id.String()); err != nil {
 		return fmt.Errorf("delete entry of order %s: %w", id, err)
 	}
-	b.mu.Lock()
 	delete(b.entries, id)
-	b.mu.Unlock()
+	b.ledger.Free(id.String())
 	return nil
 }
 
@@ -335,7 +308,7 @@ func (b *book) prune() error {
 		if b.archive.Last != id.String() {
 			next := archive{Earned: maps.Clone(b.archive.Earned), Last: id.String()}
 			if paid := b.entries[id].Paid; paid.Amount > 0 {
-				next.Earned[paid.Denom] = sum(next.Earned[paid.Denom], paid.Amount)
+				next.Earned[paid.Denom] = offer.Sum(next.Earned[paid.Denom], paid.Amount)
 			}
 			if err := b.journal.Put(keyArchive, next); err != nil {
 				return fmt.Errorf("write earnings: %w", err)
@@ -354,33 +327,21 @@ func (b *book) earned() map[string]int64 {
 	total := maps.Clone(b.archive.Earned)
 	for id, e := range b.entries {
 		if e.Paid.Amount > 0 && id.String() != b.archive.Last {
-			total[e.Paid.Denom] = sum(total[e.Paid.Denom], e.Paid.Amount)
+			total[e.Paid.Denom] = offer.Sum(total[e.Paid.Denom], e.Paid.Amount)
 		}
 	}
 	return total
 }
 
-// sum stops at the largest number instead of turning negative: amounts are the
-// chain's, and a token may have any supply.
-func sum(a, b int64) int64 {
-	if a > math.MaxInt64-b {
-		return math.MaxInt64
-	}
-	return a + b
-}
-
-// setHeight stores how far events are dealt with, now and then: a power cut costs
-// some events read again, which change nothing.
-func (b *book) setHeight(h int64) error {
-	if h <= b.height+heightEvery && b.height > 0 {
-		return nil
-	}
-	if err := b.journal.Put(keyHeight, h); err != nil {
+// setPoint stores how far events are dealt with.
+func (b *book) setPoint(p point) error {
+	if err := b.journal.Put(keyPoint, p); err != nil {
 		return fmt.Errorf("write height: %w", err)
 	}
-	b.height = h
+	b.point = p
 	return nil
 }
 
-// heightEvery is how many blocks pass between two writes of the height.
-const heightEvery = 100
+// pointEvery is how many blocks pass between two writes of the point: a power cut
+// costs some events read again, which change nothing.
+const pointEvery = 100

@@ -1,10 +1,12 @@
 package bidding
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"time"
 
@@ -12,7 +14,6 @@ import (
 
 	"github.com/croft-cloud/croft/agent/offer"
 	"github.com/croft-cloud/croft/chain/akash"
-	"github.com/croft-cloud/croft/chain/api/attributesv1"
 	"github.com/croft-cloud/croft/chain/api/auditv1"
 	"github.com/croft-cloud/croft/chain/api/deploymentv1beta4"
 	"github.com/croft-cloud/croft/chain/api/marketv1"
@@ -33,7 +34,7 @@ type engine struct {
 	book   *book
 	// call runs a function on the engine's goroutine and waits for it; it fails
 	// when ctx ends first.
-	call func(context.Context, func()) error
+	call func(context.Context, func() error) error
 
 	dirty map[akash.OrderID]bool      // worth a look
 	busy  map[akash.OrderID]bool      // a task is about it
@@ -45,20 +46,23 @@ type engine struct {
 	surveyAt, fundAt     time.Time // not before
 	surveying, funding   bool
 	surveyed, registered bool // each succeeded in this life
+	refusals             int  // registrations that did not succeed, in a row
 	problem              map[string]string
 	seen                 int64     // height of the newest block that was given to us
-	chainTime            time.Time // of the newest block known
+	top                  int64     // height of the newest block known
+	chainTime            time.Time // of the same
+	anew                 error     // the chain was begun anew; nothing more is done in this life
 	reached              bool      // the last call to the chain was answered
 	ticked               time.Time
 	waited               map[akash.OrderID]time.Duration // for a manifest, while a tenant could send one
+	lost                 map[akash.OrderID]bool          // bids and leases of ours on the chain that have no entry yet
+	absent               map[akash.OrderID]time.Time     // entries that the chain does not know, and since when
 
-	params     *marketv1beta5.Params
-	attributes []*attributesv1.Attribute
-	audits     []*auditv1.AuditedProvider
-	balance    map[string]int64
-	blocks     int64 // per month
-	serial     string
-	expires    time.Time
+	params  *marketv1beta5.Params
+	reg     registered
+	audits  []*auditv1.AuditedProvider
+	balance map[string]int64
+	blocks  int64 // per month
 }
 
 // patience is how long an order is left alone after failures.
@@ -81,7 +85,9 @@ const (
 func newEngine(cfg *Config, b *book) *engine {
 	e := &engine{
 		cfg: cfg, book: b, dirty: map[akash.OrderID]bool{}, busy: map[akash.OrderID]bool{}, retry: map[akash.OrderID]*patience{},
-		told: map[akash.OrderID]bool{}, short: map[akash.OrderID]bool{}, problem: map[string]string{}, waited: map[akash.OrderID]time.Duration{}, blocks: cfg.BlocksPerMonth,
+		told: map[akash.OrderID]bool{}, short: map[akash.OrderID]bool{}, problem: map[string]string{}, waited: map[akash.OrderID]time.Duration{},
+		lost: map[akash.OrderID]bool{}, absent: map[akash.OrderID]time.Time{}, blocks: cfg.BlocksPerMonth,
+		seen: b.point.Height, top: b.point.Height, chainTime: b.point.Time,
 	}
 	for id := range b.entries {
 		e.mark(id)
@@ -92,7 +98,7 @@ func newEngine(cfg *Config, b *book) *engine {
 // mark remembers an order for a look.
 func (e *engine) mark(id akash.OrderID) {
 	if len(e.dirty) >= maxDirty && e.book.entries[id] == nil {
-		e.surveyAt = time.Time{}
+		e.surveySoon()
 		return
 	}
 	e.dirty[id] = true
@@ -127,9 +133,27 @@ func (e *engine) block(b client.Block) {
 		}
 	}
 	e.seen, e.reached = max(e.seen, b.Height), true
-	if b.Time.After(e.chainTime) {
-		e.chainTime = b.Time
+	e.pulse(b.Height, b.Time)
+}
+
+// pulse takes in a block that the chain has. One that is lower and later than
+// another is proof that the chain was begun anew, or put back to an older state:
+// what waits for a higher block waits in vain.
+func (e *engine) pulse(height int64, at time.Time) {
+	if !at.After(e.chainTime) {
+		return
 	}
+	if height >= e.top {
+		e.top, e.chainTime = height, at
+		return
+	}
+	for id, en := range e.book.entries {
+		if en.Tx != nil && en.Tx.Height > height {
+			e.must(id, e.clear(id))
+		}
+	}
+	e.fault("journal", cmp.Or(e.cfg.Journal.Delete(keyRegistration), e.book.setPoint(point{Height: height, Time: at})))
+	e.anew = fmt.Errorf("chain was begun anew: it is at block %d and was at %d before", height, e.top)
 }
 
 // markMine remembers an order that the box has to do with.
@@ -164,18 +188,17 @@ func (e *engine) due(now time.Time) []task {
 		tasks = append(tasks, task{name: "fund", run: e.fund})
 	}
 	// What is waiting or under way is not dealt with: it is read again after a crash.
-	if len(e.dirty) == 0 && len(e.busy) == 0 && e.surveyed && e.seen > 0 {
-		if err := e.book.setHeight(e.seen); err != nil {
+	if p := e.book.point.Height; len(e.dirty) == 0 && len(e.busy) == 0 && e.surveyed && (e.seen > p+pointEvery || p == 0 && e.seen > 0) {
+		if err := e.book.setPoint(point{Height: e.seen, Time: e.chainTime}); err != nil {
 			e.fault("journal", err)
 		}
 	}
-	ids := slices.Collect(maps.Keys(e.dirty))
-	for id := range e.book.entries {
-		if !e.dirty[id] {
+	ids := slices.SortedFunc(maps.Keys(e.book.entries), compareOrders) // the box's own come before orders of any number
+	for _, id := range slices.SortedFunc(maps.Keys(e.dirty), compareOrders) {
+		if e.book.entries[id] == nil {
 			ids = append(ids, id)
 		}
 	}
-	slices.SortFunc(ids, compareOrders)
 	for _, id := range ids {
 		if p := e.retry[id]; e.busy[id] || p != nil && now.Before(p.until) {
 			continue
@@ -196,22 +219,19 @@ func (e *engine) due(now time.Time) []task {
 }
 
 func compareOrders(a, b akash.OrderID) int {
-	switch {
-	case a == b:
-		return 0
-	case a.DSeq != b.DSeq && a.DSeq < b.DSeq, a.DSeq == b.DSeq && a.String() < b.String():
-		return -1
+	if a.DSeq != b.DSeq {
+		return cmp.Compare(a.DSeq, b.DSeq)
 	}
-	return 1
+	return cmp.Compare(a.String(), b.String())
 }
 
 // tick counts the time that tenants had for their manifests: only while chain
-// and gateway could be reached.
+// and gateway could be reached, and tenants could find the gateway and trust it.
 func (e *engine) tick(now time.Time) {
 	passed := min(now.Sub(e.ticked), maxTick)
 	first := e.ticked.IsZero()
 	e.ticked = now
-	if first || passed <= 0 || !e.reached || !e.cfg.Reachable() {
+	if first || passed <= 0 || !e.reached || !e.registered || e.problem["registration"] != "" || !e.cfg.Reachable() {
 		return
 	}
 	for id, en := range e.book.entries {
@@ -225,7 +245,7 @@ func (e *engine) tick(now time.Time) {
 func (e *engine) next(id akash.OrderID) (task, bool) {
 	en := e.book.entries[id]
 	if en == nil {
-		if !e.surveyed { // there is nothing to decide with
+		if !e.surveyed || len(e.busy) >= maxTasks { // nothing to decide with, or more than enough to do
 			return task{}, false
 		}
 		return e.lookTask(id), true
@@ -247,7 +267,7 @@ func (e *engine) next(id akash.OrderID) (task, bool) {
 	case Reserved:
 		if why := e.ready(); why != "" {
 			// Nothing has left: the room is free again.
-			e.refusal(offer.Refusal{Order: id.String(), Why: offer.WhyUnready, Sentence: why})
+			e.refusal(id, offer.WhyUnready, why)
 			e.must(id, e.book.drop(id))
 			return task{}, false
 		}
@@ -264,6 +284,10 @@ func (e *engine) next(id akash.OrderID) (task, bool) {
 			return e.announce(id), true
 		}
 		if !en.Manifest && e.waited[id] >= e.cfg.ManifestTimeout {
+			if e.cfg.HasManifest(akash.LeaseID{OrderID: id, Provider: e.book.me}) { // it came, and could not be noted
+				e.must(id, e.book.change(id, func(en *entry) error { en.Manifest = true; return nil }))
+				return e.next(id)
+			}
 			e.must(id, e.book.move(id, askClose, func(en *entry) {
 				en.Reason = marketv1.LeaseClosedReason_lease_closed_reason_manifest_timeout
 				en.Why = "the tenant sent no manifest in time"
@@ -322,6 +346,8 @@ func (e *engine) ready() string {
 		return "the chain was not reached yet"
 	case !e.registered:
 		return "the box is not registered on the chain yet"
+	case len(e.lost) > 0:
+		return "leases that the box's journal has lost are being taken up"
 	case e.problem["journal"] != "":
 		return "the box cannot write its journal"
 	}
@@ -337,12 +363,8 @@ func (e *engine) box() offer.Box {
 		}
 	}
 	funds[feeDenom] -= e.cfg.FeeReserve
-	attributes := e.attributes
-	if !e.registered {
-		attributes = nil
-	}
 	return offer.Box{
-		Account: e.book.me, Attributes: attributes, Audits: e.audits, Params: e.params, Capacity: e.cfg.Capacity(), Used: e.book.used(),
+		Account: e.book.me, Attributes: e.reg.attributes, Audits: e.audits, Params: e.params, Capacity: e.cfg.Capacity(), Used: e.book.ledger.Used(),
 		Overhead: e.cfg.Overhead, Policy: e.cfg.Policy, Blocks: e.blocks, Funds: funds, Notice: e.cfg.Notice, Unready: e.ready(),
 	}
 }
@@ -359,7 +381,7 @@ func (e *engine) consider(order *marketv1beta5.Order) {
 	}
 	made, no := offer.Consider(order, b)
 	if no != nil {
-		e.refusal(*no)
+		e.refusal(id, no.Why, no.Sentence)
 		return
 	}
 	spec, err := proto.Marshal(order.GetSpec())
@@ -368,19 +390,21 @@ func (e *engine) consider(order *marketv1beta5.Order) {
 			Price: made.Price.Amount.String(), Denom: made.Price.Denom, Month: made.Month, Room: made.Room, Spec: spec, Deposit: made.Deposit, Notice: made.Notice,
 		}, b.Capacity)
 	}
-	if err != nil {
-		e.refusal(offer.Refusal{Order: id.String(), Why: offer.WhyJournal, Sentence: "the box could not write its decision down: " + err.Error()})
+	switch {
+	case errors.Is(err, errFull): // memory was lent meanwhile
+		e.refusal(id, offer.WhyRoom, err.Error())
+	case err != nil:
+		e.refusal(id, offer.WhyJournal, "the box could not write its decision down: "+err.Error())
 		e.fault("journal", err)
-		return
+	default:
+		e.forgive(id)
+		e.cfg.Log.Info("order reserved", "order", id.String(), "price", made.Price.String(), "month", made.Month.String())
 	}
-	e.forgive(id)
-	e.cfg.Log.Info("order reserved", "order", id.String(), "price", made.Price.String(), "month", made.Month.String())
 }
 
 // refusal keeps why there is no bid, the newest for each order.
-func (e *engine) refusal(r offer.Refusal) {
-	r.At = time.Now().UTC()
-	e.why = e.why.With(r, e.cfg.KeepRefusals)
+func (e *engine) refusal(id akash.OrderID, why offer.Why, sentence string) {
+	e.why = e.why.With(offer.Refusal{Order: id.String(), At: time.Now().UTC(), Why: why, Sentence: sentence}, e.cfg.KeepRefusals)
 }
 
 func (e *engine) forgive(id akash.OrderID) {
@@ -404,6 +428,9 @@ func (e *engine) fault(what string, err error) {
 	if err == nil {
 		delete(e.problem, what)
 		return
+	}
+	if what == "journal" {
+		clear(e.waited) // a tenant's manifest could not be kept either
 	}
 	if text := err.Error(); e.problem[what] != text {
 		e.problem[what] = text
@@ -432,7 +459,7 @@ type view struct {
 	bid        *marketv1beta5.Bid
 	lease      *marketv1beta5.QueryLeaseResponse
 	deployment *deploymentv1beta4.QueryDeploymentResponse
-	height     int64 // of the chain, before anything else was asked
+	status     client.Status // of the chain, before anything else was asked
 }
 
 // lookTask asks the chain about one order. What happens to the order from now on
@@ -460,7 +487,10 @@ func fetch(ctx context.Context, chain Chain, id akash.BidID) (view, error) {
 	if err != nil {
 		return view{}, err
 	}
-	v := view{height: status.Height}
+	if status.Syncing {
+		return view{}, errBehind
+	}
+	v := view{status: status}
 	bid, err := chain.Bid(ctx, id)
 	if err != nil && !isNotFound(err) {
 		return view{}, err
@@ -495,8 +525,15 @@ func (e *engine) absorb(id akash.OrderID, v view) {
 	en := e.book.entries[id]
 	if en == nil {
 		delete(e.retry, id)
-		e.adopt(id, v)
+		if e.adopt(id, v) && e.lost[id] {
+			delete(e.lost, id)
+			e.surveySoon() // no bid was made meanwhile
+		}
 		return
+	}
+	delete(e.lost, id)
+	if v.bid != nil {
+		delete(e.absent, id)
 	}
 	switch {
 	case runs(v.lease):
@@ -508,10 +545,8 @@ func (e *engine) absorb(id akash.OrderID, v view) {
 			}
 			return
 		}
-		before := *en
-		after := before
-		e.lease(&after, v)
-		if !sameLease(before, after) {
+		after := *en
+		if e.lease(&after, v); !reflect.DeepEqual(*en, after) {
 			e.must(id, e.book.change(id, func(en *entry) error { e.lease(en, v); return nil }))
 		}
 	case v.lease.GetLease() != nil: // closed, or out of funds
@@ -522,9 +557,7 @@ func (e *engine) absorb(id akash.OrderID, v view) {
 		if e.must(id, e.book.move(id, leaseClosed, func(en *entry) {
 			e.lease(en, v)
 			en.Reason = reason
-			if en.Why == "" {
-				en.Why = reasonText(reason)
-			}
+			en.Why = cmp.Or(en.Why, offer.WhyClosed(reason))
 		})) {
 			e.forgive(id)
 			e.cfg.Log.Info("lease closed on the chain", "order", id.String(), "reason", reason.String())
@@ -537,21 +570,46 @@ func (e *engine) absorb(id akash.OrderID, v view) {
 		if en.State == Reserved {
 			e.opened(id, v.bid)
 		}
-	case v.bid == nil && en.State == Reserved && en.Tx == nil && v.order.GetState() != marketv1beta5.Order_open && v.order != nil:
+	case v.bid == nil && en.State != Reserved:
+		e.missing(id, en, v)
+	case v.bid == nil && en.Tx == nil && v.order.GetState() != marketv1beta5.Order_open:
 		e.over(id, gone, "the order closed before the bid left")
-	case v.bid == nil && en.State == Reserved && en.Tx == nil && v.order == nil:
-		e.over(id, gone, "the order does not exist any more")
 	}
 }
 
-// over ends an entry that is no lease.
+// missing deals with a bid or lease that the chain has had and does not know: it
+// was begun anew, or the node is of another. Chains forget nothing, but a node
+// may be behind: only one that is well past the bid's time is believed.
+func (e *engine) missing(id akash.OrderID, en *entry, v view) {
+	if en.State == Ended {
+		return
+	}
+	at, ev, patience := en.OpenedAt, bidClosed, forgetBid
+	if en.State.live() {
+		at, ev, patience = en.WonAt, leaseClosed, forgetLease
+	}
+	switch since, known := e.absent[id]; {
+	case v.status.Time.Before(at.Add(forgetBid)):
+	case !known:
+		e.absent[id] = time.Now()
+		e.cfg.Log.Warn("chain does not know a bid or lease of the box", "order", id.String(), "patience", patience)
+	case time.Since(since) >= patience:
+		e.over(id, ev, "the chain does not know it any more")
+	}
+}
+
+// How long a node must not know what it knew before that is believed. A tenant's
+// data goes with its lease, and the node may be the wrong one.
+const (
+	forgetBid   = 10 * time.Minute
+	forgetLease = 24 * time.Hour
+)
+
+// over ends an entry of which nothing is left on the chain.
 func (e *engine) over(id akash.OrderID, ev Event, why string) {
-	if e.must(id, e.book.move(id, ev, func(en *entry) {
-		if en.Why == "" {
-			en.Why = why
-		}
-	})) {
+	if e.must(id, e.book.move(id, ev, func(en *entry) { en.Why = cmp.Or(en.Why, why) })) {
 		e.forgive(id)
+		delete(e.absent, id)
 		e.surveySoon()
 	}
 }
@@ -561,10 +619,7 @@ func (e *engine) opened(id akash.OrderID, bid *marketv1beta5.Bid) {
 	if e.must(id, e.book.move(id, placed, func(en *entry) {
 		en.Tx, en.Intent, en.OpenedAt = nil, "", e.chainTime
 		if bid != nil { // the chain's word counts: it may be an older bid of ours
-			if p, err := akash.PriceOf(bid.GetPrice()); err == nil {
-				en.Price, en.Denom = p.Amount.String(), p.Denom
-			}
-			en.Notice = bid.GetReclamationWindow().AsDuration()
+			en.terms(bid.GetPrice(), bid.GetReclamationWindow())
 		}
 	})) {
 		e.forgive(id)
@@ -574,10 +629,7 @@ func (e *engine) opened(id akash.OrderID, bid *marketv1beta5.Bid) {
 // lease copies what the chain says about a running or closed lease.
 func (e *engine) lease(en *entry, v view) {
 	l := v.lease.GetLease()
-	if p, err := akash.PriceOf(l.GetPrice()); err == nil && p.Denom != "" {
-		en.Price, en.Denom = p.Amount.String(), p.Denom
-	}
-	en.Notice = l.GetReclamation().GetWindow().AsDuration()
+	en.terms(l.GetPrice(), l.GetReclamation().GetWindow())
 	if d := l.GetReclamation().GetDeadline(); d > 0 && l.GetState() == marketv1.Lease_reclaiming {
 		en.Deadline = time.Unix(d, 0).UTC()
 	}
@@ -593,21 +645,17 @@ func (e *engine) lease(en *entry, v view) {
 
 // runsShort reports that the tenant's account pays for less than an hour.
 func (e *engine) runsShort(en *entry, v view) bool {
-	return offer.PaidBlocks(v.deployment.GetEscrowAccount().GetState(), en.price(), v.height) < e.blocks*60/offer.MonthMinutes
-}
-
-func sameLease(a, b entry) bool {
-	return a.Price == b.Price && a.Denom == b.Denom && a.Notice == b.Notice && a.Deadline.Equal(b.Deadline) && a.Paid == b.Paid && slices.Equal(a.Hash, b.Hash)
+	return offer.PaidBlocks(v.deployment.GetEscrowAccount().GetState(), en.price(), v.status.Height) < e.blocks*60/offer.MonthMinutes
 }
 
 // adopt takes up an order without an entry: one to consider, or a bid or lease
-// of ours that the journal has lost.
-func (e *engine) adopt(id akash.OrderID, v view) {
+// of ours that the journal has lost. False: that could not be written.
+func (e *engine) adopt(id akash.OrderID, v view) bool {
 	if v.bid == nil {
 		if v.order != nil {
 			e.consider(v.order)
 		}
-		return
+		return true
 	}
 	var ev Event
 	switch {
@@ -616,7 +664,7 @@ func (e *engine) adopt(id akash.OrderID, v view) {
 	case v.bid.GetState() == marketv1beta5.Bid_open:
 		ev = placed
 	default:
-		return
+		return true
 	}
 	spec := v.order.GetSpec()
 	raw, err := proto.Marshal(spec)
@@ -627,22 +675,21 @@ func (e *engine) adopt(id akash.OrderID, v view) {
 	if err != nil {
 		e.cfg.Log.Warn("bid of the box is for an order it does not understand", "order", id.String(), "err", err)
 	}
-	en := entry{Spec: raw, Room: room, Notice: v.bid.GetReclamationWindow().AsDuration(), OpenedAt: e.chainTime}
-	if p, err := akash.PriceOf(v.bid.GetPrice()); err == nil {
-		en.Price, en.Denom = p.Amount.String(), p.Denom
-	}
-	if ev == won {
+	en := entry{Spec: raw, Room: room, OpenedAt: e.chainTime}
+	if en.terms(v.bid.GetPrice(), v.bid.GetReclamationWindow()); ev == won {
 		e.lease(&en, v)
 		en.WonAt, en.DrawnAt = e.chainTime, e.chainTime
+		en.Manifest = true // it may have come before: no lease ends because a journal was lost
 	}
-	crowded := en.Room.Lack(e.book.used(), e.cfg.Capacity()) != ""
+	crowded := en.Room.Lack(e.book.ledger.Used(), e.cfg.Capacity()) != ""
 	if !e.must(id, e.book.add(id, ev, en, e.cfg.Capacity())) {
-		return
+		return false
 	}
 	e.cfg.Log.Warn("bid of the box was not in the journal and is taken up", "order", id.String(), "state", string(e.book.entries[id].State))
 	if crowded && ev == placed {
 		e.must(id, e.book.move(id, askWithdraw, func(en *entry) { en.Why = "the box has no room for it" }))
 	}
+	return true
 }
 
 // surveySoon has open orders considered again, now that something is free.
@@ -654,20 +701,3 @@ func (e *engine) surveySoon() {
 
 // surveyPause is the least time between two surveys.
 const surveyPause = 10 * time.Second
-
-func reasonText(r marketv1.LeaseClosedReason) string {
-	switch r {
-	case marketv1.LeaseClosedReason_lease_closed_owner:
-		return "the tenant closed the lease"
-	case marketv1.LeaseClosedReason_lease_closed_reason_insufficient_funds:
-		return "the tenant's money ran out"
-	case marketv1.LeaseClosedReason_lease_closed_reason_manifest_timeout:
-		return "the tenant sent no manifest in time"
-	case marketv1.LeaseClosedReason_lease_closed_reason_decommission:
-		return "the owner closed the lease"
-	case marketv1.LeaseClosedReason_lease_closed_reason_unstable:
-		return "the workload did not come up"
-	case marketv1.LeaseClosedReason_lease_closed_invalid, marketv1.LeaseClosedReason_lease_closed_reason_unspecified:
-	}
-	return "the lease was closed"
-}

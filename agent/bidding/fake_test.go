@@ -88,6 +88,8 @@ type fakeChain struct {
 	executed  map[string]int
 	hashOf    []byte // manifests' hash
 	down      bool
+	mute      bool // it tells nothing about single bids
+	surveys   int  // of open orders
 	faulty    bool
 	crashy    bool
 	rare      int                    // a crash is one in so many points
@@ -114,6 +116,20 @@ func newFakeChain(rng *rand.Rand) *fakeChain {
 
 // chance is true once in n, while there are faults.
 func (c *fakeChain) chance(n int) bool { return c.faulty && c.rng.IntN(n) == 0 }
+
+// wipe begins the chain anew, as its owner does who loses its data.
+func (c *fakeChain) wipe() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.height, c.first, c.blocks, c.events = 0, 1, nil, nil
+	c.provider, c.certs, c.balance = nil, nil, 100_000_000
+	clear(c.orders)
+	clear(c.bids)
+	clear(c.leases)
+	clear(c.txs)
+	c.mempool = nil
+	c.makeBlock()
+}
 
 // point is a place where the power may be cut.
 func (c *fakeChain) point() {
@@ -187,6 +203,7 @@ func list[T any](c *fakeChain, all func() []T) iter.Seq2[T, error] {
 
 func (c *fakeChain) Orders(_ context.Context, f *marketv1beta5.OrderFilters) iter.Seq2[*marketv1beta5.Order, error] {
 	return list(c, func() []*marketv1beta5.Order {
+		c.surveys++
 		var out []*marketv1beta5.Order
 		for _, o := range c.orders {
 			if o.GetState().String() == f.GetState() {
@@ -204,6 +221,9 @@ func (c *fakeChain) Bid(_ context.Context, id akash.BidID) (*marketv1beta5.Query
 		return nil, err
 	}
 	defer done()
+	if c.mute {
+		return nil, errDown
+	}
 	if b := c.bids[id]; b != nil {
 		return &marketv1beta5.QueryBidResponse{Bid: proto.CloneOf(b)}, nil
 	}
@@ -729,8 +749,9 @@ func (w *fakeWorkload) LeaseClosed(_ context.Context, id akash.LeaseID, _ market
 
 // fakeSecrets keeps secrets in memory.
 type fakeSecrets struct {
-	mu sync.Mutex
-	m  map[string][]byte
+	mu     sync.Mutex
+	m      map[string][]byte
+	writes int
 }
 
 func (s *fakeSecrets) Read(name string) ([]byte, error) {
@@ -749,6 +770,7 @@ func (s *fakeSecrets) Write(name string, data []byte) error {
 		s.m = map[string][]byte{}
 	}
 	s.m[name] = slices.Clone(data)
+	s.writes++
 	return nil
 }
 

@@ -6,8 +6,10 @@ import (
 	"maps"
 	"math/rand/v2"
 	"os"
+	"runtime"
 	"slices"
 	"strconv"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -102,7 +104,7 @@ func (w *world) restart() {
 		w.fail("open journal: %v %v", err, odd)
 	}
 	w.e = newEngine(&w.cfg, b)
-	w.e.call = func(_ context.Context, f func()) error { f(); return nil }
+	w.e.call = func(_ context.Context, f func() error) error { return f() }
 	w.e.ensure = func(context.Context, found) (registered, error) {
 		w.chain.mu.Lock()
 		defer w.chain.mu.Unlock()
@@ -114,8 +116,8 @@ func (w *world) restart() {
 		return registered{attributes: []*attributesv1.Attribute{}}, nil
 	}
 	w.absorbs, w.blocks = nil, 0
-	if b.height > 0 {
-		w.blocks = int(b.height)
+	if b.point.Height > 0 {
+		w.blocks = int(b.point.Height)
 	}
 	w.work.running = map[akash.LeaseID]bool{} // each life hears of all leases
 }
@@ -246,8 +248,18 @@ func (w *world) check() {
 	if w.chain.violation != "" {
 		w.fail("%s", w.chain.violation)
 	}
-	if lack := w.e.book.used().Lack(offer.Room{}, modelCapacity); lack != "" {
+	used := w.e.book.ledger.Used()
+	if lack := used.Lack(offer.Room{}, modelCapacity); lack != "" {
 		w.fail("ledger: %s", lack)
+	}
+	var sum offer.Room
+	for _, en := range w.e.book.entries {
+		if !en.State.Final() {
+			sum = sum.Plus(en.Room)
+		}
+	}
+	if used.CPU != sum.CPU || used.Memory != sum.Memory || used.Storage != sum.Storage {
+		w.fail("the ledger has %+v, the entries have %+v", used, sum)
 	}
 	var real offer.Room
 	for id, b := range w.chain.bids {
@@ -350,29 +362,42 @@ func interleave(t *testing.T, n int) {
 	steps := map[string]int{}
 	states := map[State]int{}
 	executed := map[string]int{}
-	for i := range n {
-		ok := t.Run(fmt.Sprintf("seed %d", seed+uint64(i)), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				w := newWorld(t, seed+uint64(i))
-				w.chain.faulty, w.chain.crashy, w.chain.rare = w.rng.IntN(8) > 0, w.rng.IntN(3) > 0, []int{40, 100, 400}[w.rng.IntN(3)]
-				for range 60 + w.rng.IntN(120) {
-					w.guarded(w.step)
-				}
-				w.rest()
-				for name, c := range w.steps {
-					steps[name] += c
-				}
-				for name, c := range w.chain.executed {
-					executed[name] += c
-				}
-				for _, en := range w.e.book.entries {
-					states[en.State]++
+	var mu sync.Mutex
+	history := func(t *testing.T, seed uint64) {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t, seed)
+			w.chain.faulty, w.chain.crashy, w.chain.rare = w.rng.IntN(8) > 0, w.rng.IntN(3) > 0, []int{40, 100, 400}[w.rng.IntN(3)]
+			for range 60 + w.rng.IntN(120) {
+				w.guarded(w.step)
+			}
+			w.rest()
+			mu.Lock()
+			defer mu.Unlock()
+			for name, c := range w.steps {
+				steps[name] += c
+			}
+			for name, c := range w.chain.executed {
+				executed[name] += c
+			}
+			for _, en := range w.e.book.entries {
+				states[en.State]++
+			}
+		})
+	}
+	workers := runtime.GOMAXPROCS(0)
+	if !t.Run("histories", func(t *testing.T) {
+		for first := range workers {
+			t.Run(fmt.Sprintf("worker %d", first), func(t *testing.T) {
+				t.Parallel()
+				for i := first; i < n; i += workers {
+					if !t.Run(fmt.Sprintf("seed %d", seed+uint64(i)), func(t *testing.T) { history(t, seed+uint64(i)) }) {
+						return
+					}
 				}
 			})
-		})
-		if !ok {
-			return
 		}
+	}) {
+		return
 	}
 	t.Logf("tasks %v, executed %v, final states %v", steps, executed, states)
 	for _, s := range []State{Open, Leased, Settled, Lost, Withdrawn} {

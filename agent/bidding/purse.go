@@ -1,10 +1,8 @@
 package bidding
 
 import (
-	"bytes"
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -13,6 +11,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/croft-cloud/croft"
@@ -33,16 +32,8 @@ type Folder string
 
 // Read implements Secrets.
 func (f Folder) Read(name string) ([]byte, error) {
-	file, err := os.Open(filepath.Join(string(f), name))
-	if err != nil {
-		return nil, err
-	}
-	defer file.Close() //nolint:errcheck // it was only read
-	return io.ReadAll(io.LimitReader(file, maxSecret))
+	return os.ReadFile(filepath.Join(string(f), name))
 }
-
-// maxSecret is more than any secret here has.
-const maxSecret = 64 << 10
 
 // Write implements Secrets.
 func (f Folder) Write(name string, data []byte) error {
@@ -57,22 +48,22 @@ func (f Folder) Write(name string, data []byte) error {
 // reason for another account: the box's earnings are in the old one.
 func OpenKey(s Secrets) (*account.Key, error) {
 	raw, err := s.Read(secretKey)
-	if err == nil {
-		words, err := account.ParseMnemonic(string(raw))
+	if errors.Is(err, fs.ErrNotExist) {
+		words, err := account.NewMnemonic()
 		if err != nil {
-			return nil, &croft.Error{Kind: croft.KindInvalid, Err: fmt.Errorf("read the box's account key: %w", err), Remedy: "restore " + secretKey + " from a copy, or remove it to begin with a new account"}
+			return nil, fmt.Errorf("make the box's account key: %w", err)
+		}
+		if err := s.Write(secretKey, []byte(words.Reveal()+"\n")); err != nil {
+			return nil, fmt.Errorf("keep the box's account key: %w", err)
 		}
 		return words.Key(0, 0)
 	}
-	if !errors.Is(err, fs.ErrNotExist) {
+	if err != nil {
 		return nil, fmt.Errorf("read the box's account key: %w", err)
 	}
-	words, err := account.NewMnemonic()
+	words, err := account.ParseMnemonic(string(raw))
 	if err != nil {
-		return nil, fmt.Errorf("make the box's account key: %w", err)
-	}
-	if err := s.Write(secretKey, []byte(words.Reveal()+"\n")); err != nil {
-		return nil, fmt.Errorf("keep the box's account key: %w", err)
+		return nil, &croft.Error{Kind: croft.KindInvalid, Err: fmt.Errorf("read the box's account key: %w", err), Remedy: "restore " + secretKey + " from a copy, or remove it to begin with a new account"}
 	}
 	return words.Key(0, 0)
 }
@@ -95,11 +86,8 @@ func (f Faucet) Ensure(ctx context.Context, address account.Address) error {
 	if f.URL == nil {
 		return &croft.Error{Kind: croft.KindUsage, Err: errors.New("ask faucet: it has no URL"), Remedy: "set the faucet's URL"}
 	}
-	body, err := json.Marshal(map[string]string{"address": string(address)})
-	if err != nil {
-		return fmt.Errorf("ask faucet: %w", err)
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, f.URL.String(), bytes.NewReader(body))
+	body := strings.NewReader(fmt.Sprintf(`{"address":%q}`, address))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, f.URL.String(), body)
 	if err != nil {
 		return fmt.Errorf("ask faucet: %w", err)
 	}
@@ -113,10 +101,8 @@ func (f Faucet) Ensure(ctx context.Context, address account.Address) error {
 	switch {
 	case resp.StatusCode == http.StatusTooManyRequests:
 		return &croft.Error{Kind: croft.KindRefused, Err: errors.New("ask faucet: it has just given"), Remedy: "wait a minute"}
-	case resp.StatusCode != http.StatusOK:
-		return fmt.Errorf("ask faucet: status %d: %.200q", resp.StatusCode, answer)
-	case err != nil:
-		return fmt.Errorf("ask faucet: %w", err)
+	case resp.StatusCode != http.StatusOK || err != nil:
+		return fmt.Errorf("ask faucet: status %d: %.200q: %w", resp.StatusCode, answer, cmp.Or(err, errors.New("it gave nothing")))
 	}
 	return nil
 }

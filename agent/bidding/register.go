@@ -10,11 +10,12 @@ import (
 	"fmt"
 	"io/fs"
 	"slices"
-	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/croft-cloud/croft/agent/offer"
 	"github.com/croft-cloud/croft/chain/account"
 	"github.com/croft-cloud/croft/chain/akash"
 	"github.com/croft-cloud/croft/chain/api/attributesv1"
@@ -54,11 +55,9 @@ type registered struct {
 // registrar keeps the provider's record and the gateway's certificate on the
 // chain as they should be. One task at a time calls ensure.
 type registrar struct {
-	cfg *Config
-	me  account.Address
-
-	mu          sync.Mutex
-	certificate *tls.Certificate // guarded by mu
+	cfg         *Config
+	me          account.Address
+	certificate atomic.Pointer[tls.Certificate]
 }
 
 func newRegistrar(cfg *Config, me account.Address) (*registrar, error) {
@@ -77,9 +76,7 @@ func (r *registrar) use(p credential.Pair) error {
 	if err != nil {
 		return fmt.Errorf("use certificate of the gateway: %w", err)
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.certificate = &c
+	r.certificate.Store(&c)
 	return nil
 }
 
@@ -105,39 +102,31 @@ func (r *registrar) ensure(ctx context.Context, f found) (registered, error) {
 
 // provider creates or updates the provider's record when it differs.
 func (r *registrar) provider(ctx context.Context) ([]*attributesv1.Attribute, error) {
-	var wanted []*attributesv1.Attribute
+	wanted := &providerv1beta4.Provider{
+		Owner: string(r.me), HostUri: r.cfg.HostURI, Attributes: []*attributesv1.Attribute{}, Info: &providerv1beta4.Info{Email: r.cfg.Email, Website: r.cfg.Website},
+	}
 	for _, a := range r.cfg.Attributes() {
-		wanted = append(wanted, &attributesv1.Attribute{Key: a.Key, Value: a.Value})
+		wanted.Attributes = append(wanted.Attributes, &attributesv1.Attribute{Key: a.Key, Value: a.Value})
 	}
-	slices.SortFunc(wanted, func(a, b *attributesv1.Attribute) int {
-		return cmp.Or(cmp.Compare(a.GetKey(), b.GetKey()), cmp.Compare(a.GetValue(), b.GetValue()))
-	})
-	if wanted == nil {
-		wanted = []*attributesv1.Attribute{}
-	}
-	info := &providerv1beta4.Info{Email: r.cfg.Email, Website: r.cfg.Website}
+	slices.SortFunc(wanted.Attributes, offer.CompareAttributes)
 	now, err := r.cfg.Chain.Provider(ctx, r.me)
 	switch {
 	case isNotFound(err):
-		err = r.send(ctx, &providerv1beta4.MsgCreateProvider{Owner: string(r.me), HostUri: r.cfg.HostURI, Attributes: wanted, Info: info})
+		err = r.send(ctx, &providerv1beta4.MsgCreateProvider{Owner: wanted.Owner, HostUri: wanted.HostUri, Attributes: wanted.Attributes, Info: wanted.Info})
 		if errors.Is(err, akash.ErrProviderExists) {
 			err = nil // an earlier attempt; the next round compares it
 		}
 	case err == nil:
-		has := slices.Clone(now.GetAttributes())
-		slices.SortFunc(has, func(a, b *attributesv1.Attribute) int {
-			return cmp.Or(cmp.Compare(a.GetKey(), b.GetKey()), cmp.Compare(a.GetValue(), b.GetValue()))
-		})
-		same := now.GetHostUri() == r.cfg.HostURI && now.GetInfo().GetEmail() == r.cfg.Email && now.GetInfo().GetWebsite() == r.cfg.Website &&
-			slices.EqualFunc(has, wanted, func(a, b *attributesv1.Attribute) bool { return proto.Equal(a, b) })
-		if !same {
-			err = r.send(ctx, &providerv1beta4.MsgUpdateProvider{Owner: string(r.me), HostUri: r.cfg.HostURI, Attributes: wanted, Info: info})
+		slices.SortFunc(now.Attributes, offer.CompareAttributes)
+		if now.GetHostUri() != wanted.HostUri || now.GetInfo().GetEmail() != r.cfg.Email || now.GetInfo().GetWebsite() != r.cfg.Website ||
+			slices.CompareFunc(now.Attributes, wanted.Attributes, offer.CompareAttributes) != 0 {
+			err = r.send(ctx, &providerv1beta4.MsgUpdateProvider{Owner: wanted.Owner, HostUri: wanted.HostUri, Attributes: wanted.Attributes, Info: wanted.Info})
 		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("register provider: %w", err)
 	}
-	return wanted, nil
+	return wanted.Attributes, nil
 }
 
 // certify sees to it that the gateway's certificate is good, published, and the
@@ -153,13 +142,14 @@ func (r *registrar) certify(ctx context.Context, now time.Time) (credential.Pair
 		state[c.GetSerial()] = c.GetCertificate().GetState()
 	}
 	pair, err := r.load(secretCertificate)
-	if err != nil || !r.good(pair, now, state) {
+	inUse := err == nil && r.good(pair, now, state)
+	if !inUse {
 		if pair, err = r.load(secretNext); err != nil || !r.good(pair, now, state) {
 			if pair, err = credential.NewCertificate(credential.CertificateConfig{Owner: r.me, Hosts: r.cfg.Hosts, NotBefore: now.Add(-clockSkew)}); err != nil {
 				return pair, fmt.Errorf("make certificate of the gateway: %w", err)
 			}
-			if err := r.cfg.Secrets.Write(secretNext, slices.Concat(pair.CertPEM, pair.PublicPEM, pair.KeyPEM)); err != nil {
-				return pair, fmt.Errorf("keep certificate of the gateway: %w", err)
+			if err := r.keep(secretNext, pair); err != nil {
+				return pair, err
 			}
 			r.cfg.Log.Info("certificate of the gateway made", "serial", pair.Certificate.Serial)
 		}
@@ -169,11 +159,10 @@ func (r *registrar) certify(ctx context.Context, now time.Time) (credential.Pair
 			return pair, fmt.Errorf("publish certificate of the gateway: %w", err)
 		}
 	}
-	if err := r.cfg.Secrets.Write(secretCertificate, slices.Concat(pair.CertPEM, pair.PublicPEM, pair.KeyPEM)); err != nil {
-		return pair, fmt.Errorf("keep certificate of the gateway: %w", err)
-	}
-	if err := r.use(pair); err != nil {
-		return pair, err
+	if !inUse {
+		if err := cmp.Or(r.keep(secretCertificate, pair), r.use(pair)); err != nil {
+			return pair, err
+		}
 	}
 	for _, c := range known {
 		if s := c.GetSerial(); s != pair.Certificate.Serial && state[s] == certv1.State_valid {
@@ -195,8 +184,7 @@ func (r *registrar) good(p credential.Pair, now time.Time, state map[string]cert
 	if x == nil || p.Certificate.Owner != r.me || state[p.Certificate.Serial] == certv1.State_revoked {
 		return false
 	}
-	var hosts []string
-	hosts = append(hosts, x.DNSNames...)
+	hosts := slices.Clone(x.DNSNames)
 	for _, ip := range x.IPAddresses {
 		hosts = append(hosts, ip.String())
 	}
@@ -204,6 +192,14 @@ func (r *registrar) good(p credential.Pair, now time.Time, state map[string]cert
 	slices.Sort(hosts)
 	slices.Sort(wanted)
 	return slices.Equal(hosts, wanted) && !x.NotBefore.After(now) && x.NotAfter.Sub(now) > x.NotAfter.Sub(x.NotBefore)/3
+}
+
+// keep writes a pair to the secrets.
+func (r *registrar) keep(name string, p credential.Pair) error {
+	if err := r.cfg.Secrets.Write(name, slices.Concat(p.CertPEM, p.PublicPEM, p.KeyPEM)); err != nil {
+		return fmt.Errorf("keep certificate of the gateway: %w", err)
+	}
+	return nil
 }
 
 // load reads a pair from the secrets.
@@ -239,7 +235,16 @@ func (r *registrar) send(ctx context.Context, msg proto.Message) error {
 		Msgs: []proto.Message{msg}, FeeGranter: r.cfg.FeeGranter, Once: true,
 		OnSigned: func(_ context.Context, s client.Signed) error { return r.cfg.Journal.Put(keyRegistration, s) },
 	})
-	return r.known(err)
+	if decided(err) {
+		return errors.Join(err, r.cfg.Journal.Delete(keyRegistration))
+	}
+	return err
+}
+
+// decided reports that a transaction's fate is known.
+func decided(err error) bool {
+	_, verdict := errors.AsType[*akash.TxError](err)
+	return err == nil || verdict || errors.Is(err, client.ErrDead)
 }
 
 // resume waits for the fate of a transaction of an earlier life. Whatever it is,
@@ -249,25 +254,11 @@ func (r *registrar) resume(ctx context.Context) error {
 	if there, err := r.cfg.Journal.Get(keyRegistration, &s); err != nil || !there {
 		return r.cfg.Journal.Delete(keyRegistration)
 	}
-	_, err := r.cfg.Chain.Resume(ctx, s)
-	if _, verdict := errors.AsType[*akash.TxError](err); verdict || errors.Is(err, client.ErrDead) {
+	waiting, cancel := context.WithTimeout(ctx, r.cfg.CallTimeout)
+	defer cancel()
+	_, err := r.cfg.Chain.Resume(waiting, s)
+	if decided(err) || s.TimeoutHeight > 0 && heightIfUnsure(ctx, r.cfg, err) > s.TimeoutHeight+hopeless {
 		return r.cfg.Journal.Delete(keyRegistration)
-	}
-	if unsure, ok := errors.AsType[*client.UnconfirmedError](err); ok && unsure.Signed.TimeoutHeight > 0 {
-		if status, err := r.cfg.Chain.Status(context.WithoutCancel(ctx)); err == nil && status.Height > unsure.Signed.TimeoutHeight+hopeless {
-			return r.cfg.Journal.Delete(keyRegistration)
-		}
-	}
-	return r.known(err)
-}
-
-// known forgets a transaction whose fate is known.
-func (r *registrar) known(err error) error {
-	_, verdict := errors.AsType[*akash.TxError](err)
-	if err == nil || verdict || errors.Is(err, client.ErrDead) {
-		if gone := r.cfg.Journal.Delete(keyRegistration); gone != nil {
-			return errors.Join(err, gone)
-		}
 	}
 	return err
 }

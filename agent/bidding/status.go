@@ -1,6 +1,8 @@
 package bidding
 
 import (
+	"cmp"
+	"fmt"
 	"maps"
 	"slices"
 	"time"
@@ -20,7 +22,7 @@ type Lease struct {
 	Hash     []byte                       // of the newest manifest, as the chain knows it; nil if it is unknown
 	Room     offer.Room                   // as reserved, sandboxes included
 	Since    time.Time                    // chain's time
-	Manifest bool                         // a manifest was received
+	Manifest bool                         // a manifest was received, or may have been before the journal was lost
 	Deadline time.Time                    // from when it may be closed here; zero: nobody asked
 }
 
@@ -50,7 +52,7 @@ type Status struct {
 	Height     int64            `json:"height"`     // of the newest block seen; 0: none yet
 	ChainTime  time.Time        `json:"chain_time"` // of the newest block known
 	Reached    bool             `json:"reached"`    // the last call to the chain was answered
-	Surveyed   bool             `json:"surveyed"`   // all bids and leases were compared with the chain since the start
+	Surveyed   bool             `json:"surveyed"`   // Leases has all that run, those the journal had lost as well: they were compared with the chain since the start
 	Registered bool             `json:"registered"`
 	Draining   bool             `json:"draining"`
 	Unready    string           `json:"unready,omitempty"` // why no bids are made, a sentence
@@ -74,26 +76,27 @@ type Status struct {
 func (p *Provider) publish() {
 	e := p.engine
 	s := &Status{
-		Account: e.book.me, ChainID: p.cfg.Chain.ChainID(), Height: e.seen, ChainTime: e.chainTime, Reached: e.reached, Surveyed: e.surveyed, Registered: e.registered,
-		Draining: e.book.wishes.Drain, Unready: e.ready(), Serial: e.serial, Expires: e.expires, Balance: maps.Clone(e.balance),
+		Account: e.book.me, ChainID: p.cfg.Chain.ChainID(), Height: e.seen, ChainTime: e.chainTime, Reached: e.reached, Surveyed: e.surveyed && len(e.lost) == 0, Registered: e.registered,
+		Draining: e.book.wishes.Drain, Unready: e.ready(), Serial: e.reg.serial, Expires: e.reg.expires, Balance: maps.Clone(e.balance),
 		Capacity: e.cfg.Capacity(), Earned: e.book.earned(), Prices: e.cfg.Policy, Blocks: e.blocks, WhyNot: slices.Clone(e.why),
 	}
 	slices.Reverse(s.WhyNot)
 	for _, what := range slices.Sorted(maps.Keys(e.problem)) {
 		s.Problems = append(s.Problems, what+": "+e.problem[what])
 	}
+	if n := len(e.absent); n > 0 {
+		s.Problems = append(s.Problems, fmt.Sprintf("chain: it does not know %d of the box's bids and leases any more", n))
+	}
 	ids := slices.SortedFunc(maps.Keys(e.book.entries), func(a, b akash.OrderID) int {
-		return int(int64(e.book.entries[b].Number) - int64(e.book.entries[a].Number))
+		return cmp.Compare(e.book.entries[b].Number, e.book.entries[a].Number)
 	})
 	for _, id := range ids {
 		en := e.book.entries[id]
-		since := en.WonAt
-		if since.IsZero() {
-			since = en.OpenedAt
-		}
-		s.Items = append(s.Items, Item{Order: id.String(), State: en.State, Price: en.price().String(), Month: en.Month, Room: en.Room, Earned: en.Paid, Since: since, Why: en.Why})
+		s.Items = append(s.Items, Item{
+			Order: id.String(), State: en.State, Price: en.price().String(), Month: en.Month, Room: en.Room, Earned: en.Paid, Since: cmp.Or(en.WonAt, en.OpenedAt), Why: en.Why,
+		})
 		switch {
-		case !en.holds():
+		case en.State.Final():
 		case en.State.live() || en.State == Ended:
 			s.Leased = s.Leased.Plus(en.Room)
 		default:
@@ -115,10 +118,9 @@ func (p *Provider) Leases() []Lease { return slices.Clone(p.status.Load().leases
 
 // Lease finds a running lease.
 func (p *Provider) Lease(id akash.LeaseID) (Lease, bool) {
-	for _, l := range p.status.Load().leases {
-		if l.ID == id {
-			return l, true
-		}
+	leases := p.status.Load().leases
+	if i := slices.IndexFunc(leases, func(l Lease) bool { return l.ID == id }); i >= 0 {
+		return leases[i], true
 	}
 	return Lease{}, false
 }

@@ -1,22 +1,21 @@
 package bidding
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"iter"
 	"maps"
+	"slices"
 	"time"
 
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/croft-cloud/croft"
 	"github.com/croft-cloud/croft/agent/offer"
 	"github.com/croft-cloud/croft/chain/akash"
 	"github.com/croft-cloud/croft/chain/api/auditv1"
-	"github.com/croft-cloud/croft/chain/api/basev1beta1"
-	"github.com/croft-cloud/croft/chain/api/depositv1"
 	"github.com/croft-cloud/croft/chain/api/marketv1"
 	"github.com/croft-cloud/croft/chain/api/marketv1beta5"
 	"github.com/croft-cloud/croft/chain/client"
@@ -24,6 +23,8 @@ import (
 
 // feeDenom is what fees are paid in.
 const feeDenom = "uakt"
+
+var errBehind = errors.New("the node is behind the chain and catching up")
 
 // found is what a survey of the chain saw.
 type found struct {
@@ -55,20 +56,21 @@ func (e *engine) survey(ctx context.Context) func() {
 		}
 		e.surveyAt = time.Now().Add(e.cfg.ReconcileEvery)
 		e.fault("journal", nil) // the next write tells
-		e.fault("registration", regErr)
 		if regErr == nil {
-			e.registered, e.attributes, e.serial, e.expires = true, f.reg.attributes, f.reg.serial, f.reg.expires
-		} else if !e.registered {
-			e.surveyAt = time.Now().Add(surveyPause)
+			e.registered, e.reg, e.refusals = true, f.reg, 0
+		} else {
+			e.surveyAt = time.Now().Add(min(surveyPause<<min(e.refusals, 10), e.cfg.ReconcileEvery))
+			e.refusals++
 		}
+		e.fault("registration", regErr)
 		e.params, e.balance, e.audits = f.params, f.balance, f.audits
-		if f.blocks > 0 {
-			e.blocks = f.blocks
+		if e.blocks = cmp.Or(f.blocks, e.blocks); e.blocks == 0 && f.status.Height < youngChain {
+			e.surveySoon() // no bid before its pace is known
+		} else {
+			e.blocks = cmp.Or(e.blocks, offer.UsualBlocks)
 		}
 		e.surveyed = true
-		if f.status.Time.After(e.chainTime) {
-			e.chainTime = f.status.Time
-		}
+		e.pulse(f.status.Height, f.status.Time)
 		for id, en := range e.book.entries {
 			if !en.State.Final() {
 				e.mark(id)
@@ -77,9 +79,10 @@ func (e *engine) survey(ctx context.Context) func() {
 		maps.DeleteFunc(e.retry, func(id akash.OrderID, _ *patience) bool {
 			return e.book.entries[id] == nil && !e.dirty[id] && !e.busy[id]
 		})
+		clear(e.lost)
 		for _, id := range f.mine {
 			if e.book.entries[id] == nil {
-				e.mark(id)
+				e.lost[id], e.dirty[id] = true, true
 			}
 		}
 		for _, o := range f.orders {
@@ -90,6 +93,10 @@ func (e *engine) survey(ctx context.Context) func() {
 	}
 }
 
+// youngChain is the height from which on a node that cannot tell the chain's pace
+// is not waited for.
+const youngChain = 20
+
 // read asks the chain for everything.
 func (e *engine) read(ctx context.Context) (found, error) {
 	chain, me := e.cfg.Chain, string(e.book.me)
@@ -99,7 +106,7 @@ func (e *engine) read(ctx context.Context) (found, error) {
 		return f, fmt.Errorf("ask for the chain's status: %w", err)
 	}
 	if f.status.Syncing {
-		return f, errors.New("the node is behind the chain and catching up")
+		return f, errBehind
 	}
 	if f.params, err = chain.MarketParams(ctx); err != nil {
 		return f, fmt.Errorf("ask for the market's parameters: %w", err)
@@ -115,19 +122,17 @@ func (e *engine) read(ctx context.Context) (found, error) {
 	if f.audits, err = collect(chain.AuditedAttributes(ctx, e.book.me, ""), maxScan); err != nil {
 		return f, fmt.Errorf("ask for audited attributes: %w", err)
 	}
-	bids, err := collect(chain.Bids(ctx, &marketv1beta5.BidFilters{Provider: me, State: "open"}), maxScan)
-	if err != nil {
-		return f, fmt.Errorf("ask for the box's bids: %w", err)
-	}
-	for _, b := range bids {
+	for b, err := range chain.Bids(ctx, &marketv1beta5.BidFilters{Provider: me, State: "open"}) {
+		if err != nil {
+			return f, fmt.Errorf("ask for the box's bids: %w", err)
+		}
 		f.mine = append(f.mine, akash.OrderIDOf(b.GetBid().GetId()))
 	}
 	for _, state := range []string{"active", "reclaiming"} {
-		leases, err := collect(chain.Leases(ctx, &marketv1.LeaseFilters{Provider: me, State: state}), maxScan)
-		if err != nil {
-			return f, fmt.Errorf("ask for the box's leases: %w", err)
-		}
-		for _, l := range leases {
+		for l, err := range chain.Leases(ctx, &marketv1.LeaseFilters{Provider: me, State: state}) {
+			if err != nil {
+				return f, fmt.Errorf("ask for the box's leases: %w", err)
+			}
 			f.mine = append(f.mine, akash.OrderIDOf(l.GetLease().GetId()))
 		}
 	}
@@ -135,9 +140,7 @@ func (e *engine) read(ctx context.Context) (found, error) {
 		return f, fmt.Errorf("ask for open orders: %w", err)
 	}
 	if e.cfg.BlocksPerMonth == 0 {
-		if f.blocks, err = measure(ctx, chain, f.status); err != nil {
-			return f, err
-		}
+		f.blocks = measure(ctx, chain, f.status)
 	}
 	return f, nil
 }
@@ -157,23 +160,19 @@ func collect[T any](seq iter.Seq2[T, error], n int) ([]T, error) {
 }
 
 // measure counts the blocks of a month from the last thousand, or as many as
-// there are.
-func measure(ctx context.Context, chain Chain, now client.Status) (int64, error) {
+// there are; 0: that cannot be told now.
+func measure(ctx context.Context, chain Chain, now client.Status) int64 {
 	from := max(now.Height-1000, now.First, 2) // the first block has the time of the genesis
 	if from >= now.Height {
-		return offer.UsualBlocks, nil
+		return 0
 	}
 	for b, err := range chain.Watch(ctx, from) {
 		if err != nil {
-			return 0, fmt.Errorf("measure block time: %w", err)
+			break // the block was removed meanwhile, or the node keeps no results
 		}
-		took := now.Time.Sub(b.Time)
-		if took <= 0 || b.Height >= now.Height {
-			return offer.UsualBlocks, nil
-		}
-		return offer.MonthBlocks(now.Height-b.Height, took), nil
+		return offer.MonthBlocks(now.Height-b.Height, now.Time.Sub(b.Time))
 	}
-	return 0, fmt.Errorf("measure block time: %w", context.Cause(ctx))
+	return 0
 }
 
 // poor reports that the box cannot pay a bid and its fees.
@@ -200,17 +199,7 @@ func (e *engine) message(id akash.OrderID, en *entry, what intent) proto.Message
 	bid := akash.BidID{OrderID: id, Provider: e.book.me}
 	switch what {
 	case intentBid:
-		msg := &marketv1beta5.MsgCreateBid{
-			Id: bid.Wire(), Price: en.price().Wire(),
-			Deposit: &depositv1.Deposit{
-				Amount:  &basev1beta1.Coin{Denom: en.Deposit.Denom, Amount: fmt.Sprint(en.Deposit.Amount)},
-				Sources: []depositv1.Source{depositv1.Source_balance},
-			},
-		}
-		if en.Notice > 0 {
-			msg.ReclamationWindow = durationpb.New(en.Notice)
-		}
-		return msg
+		return offer.Offer{Price: en.price(), Deposit: en.Deposit, Notice: en.Notice}.Bid(bid)
 	case intentClose:
 		return &marketv1beta5.MsgCloseBid{Id: bid.Wire(), Reason: closeReason(en)}
 	case intentReclaim:
@@ -239,13 +228,9 @@ func (e *engine) send(id akash.OrderID, what intent) task {
 		_, err := e.cfg.Chain.Send(ctx, e.cfg.Signer, client.Tx{
 			Msgs: []proto.Message{msg}, FeeGranter: e.cfg.FeeGranter, Once: true,
 			OnSigned: func(ctx context.Context, s client.Signed) error {
-				kept := errors.New("the agent is stopping")
-				if err := e.call(ctx, func() {
-					kept = e.book.change(id, func(en *entry) error { en.Tx, en.Intent = &s, what; return nil })
-				}); err != nil {
-					return err
-				}
-				return kept
+				return e.call(ctx, func() error {
+					return e.book.change(id, func(en *entry) error { en.Tx, en.Intent = &s, what; return nil })
+				})
 			},
 		})
 		return func() { e.verdict(id, what, 0, err) }
@@ -255,20 +240,30 @@ func (e *engine) send(id akash.OrderID, what intent) task {
 // resume asks what became of a transaction that was written down.
 func (e *engine) resume(id akash.OrderID, en *entry) task {
 	signed, what := *en.Tx, en.Intent
-	return task{name: "resume", run: func(ctx context.Context) func() {
-		ctx, cancel := context.WithTimeout(ctx, e.cfg.TaskTimeout)
+	return task{name: "resume", run: func(outer context.Context) func() {
+		ctx, cancel := context.WithTimeout(outer, e.cfg.TaskTimeout)
 		defer cancel()
 		_, err := e.cfg.Chain.Resume(ctx, signed)
-		var height int64
-		if unsure := (*client.UnconfirmedError)(nil); errors.As(err, &unsure) {
-			// The node may no longer have the blocks that would tell. Long after the
-			// last block that could hold it, the state of the chain tells as well.
-			if status, err := e.cfg.Chain.Status(context.WithoutCancel(ctx)); err == nil {
-				height = status.Height
-			}
-		}
+		height := heightIfUnsure(outer, e.cfg, err)
 		return func() { e.verdict(id, what, height, err) }
 	}}
+}
+
+// heightIfUnsure is the chain's height if err says that a transaction's fate is
+// not known; 0 if it does not, or nobody can tell. A node may no longer have the
+// blocks that hold the answer; long after the last that could, the state of the
+// chain tells as well.
+func heightIfUnsure(ctx context.Context, cfg *Config, err error) int64 {
+	if _, unsure := errors.AsType[*client.UnconfirmedError](err); !unsure {
+		return 0
+	}
+	ctx, cancel := context.WithTimeout(ctx, cfg.CallTimeout)
+	defer cancel()
+	status, err := cfg.Chain.Status(ctx)
+	if err != nil || status.Syncing {
+		return 0
+	}
+	return status.Height
 }
 
 // hopeless is how many blocks after its last a transaction is given up that no
@@ -337,66 +332,55 @@ func (e *engine) refusedTx(id akash.OrderID, what intent, no *akash.TxError) {
 	en := e.book.entries[id]
 	sentence := "the chain refused the bid: " + akash.FirstLine(no.Error())
 	switch {
-	case what != intentBid || en.State != Reserved || isOneOf(no, forNow):
+	case what != intentBid || en.State != Reserved || slices.ContainsFunc(forNow, func(e error) bool { return errors.Is(no, e) }):
 		// The look that follows tells more: order, bid or lease are over already.
 		e.must(id, e.clear(id))
 	case errors.Is(no, akash.ErrInsufficientFunds), errors.Is(no, akash.ErrUnknownProvider), no.Codespace == "escrow":
 		if e.must(id, e.book.drop(id)) {
 			delete(e.dirty, id)
-			e.refusal(offer.Refusal{Order: id.String(), Why: offer.WhyFunds, Sentence: sentence})
+			e.refusal(id, offer.WhyFunds, sentence)
 		}
 	default:
 		if e.must(id, e.book.move(id, refuse, func(en *entry) { en.Why = sentence })) {
-			e.refusal(offer.Refusal{Order: id.String(), Why: offer.WhyChain, Sentence: sentence})
+			e.refusal(id, offer.WhyChain, sentence)
 		}
 	}
-}
-
-func isOneOf(err error, list []error) bool {
-	for _, target := range list {
-		if errors.Is(err, target) {
-			return true
-		}
-	}
-	return false
 }
 
 // announce tells the workload about a lease, in each life anew.
 func (e *engine) announce(id akash.OrderID) task {
 	l := e.wonLease(id, e.book.entries[id])
-	return task{name: "announce", run: func(ctx context.Context) func() {
-		err := e.cfg.Leases.LeaseWon(ctx, l)
-		return func() {
-			e.fault("workload", err)
-			if err != nil {
-				e.later(id)
-				return
-			}
-			e.told[id] = true
-			e.forgive(id)
-		}
-	}}
+	return e.tell(id, "announce", func(ctx context.Context) error { return e.cfg.Leases.LeaseWon(ctx, l) }, func() {
+		e.told[id] = true
+		e.forgive(id)
+	})
 }
 
 // tellEnd tells the workload that a lease is over; then the entry is settled.
 func (e *engine) tellEnd(id akash.OrderID) task {
-	l := akash.LeaseID{OrderID: id, Provider: e.book.me}
-	reason := e.book.entries[id].Reason
-	return task{name: "tell_end", run: func(ctx context.Context) func() {
-		err := e.cfg.Leases.LeaseClosed(ctx, l, reason)
+	l, reason := akash.LeaseID{OrderID: id, Provider: e.book.me}, e.book.entries[id].Reason
+	return e.tell(id, "tell_end", func(ctx context.Context) error { return e.cfg.Leases.LeaseClosed(ctx, l, reason) }, func() {
+		if e.must(id, e.book.move(id, settle, nil)) {
+			delete(e.told, id)
+			delete(e.waited, id)
+			delete(e.short, id)
+			e.forgive(id)
+			e.surveySoon()
+		}
+	})
+}
+
+// tell calls the workload until it answers nil.
+func (e *engine) tell(id akash.OrderID, name string, call func(context.Context) error, done func()) task {
+	return task{name: name, run: func(ctx context.Context) func() {
+		err := call(ctx)
 		return func() {
 			e.fault("workload", err)
 			if err != nil {
 				e.later(id)
 				return
 			}
-			if e.must(id, e.book.move(id, settle, nil)) {
-				delete(e.told, id)
-				delete(e.waited, id)
-				delete(e.short, id)
-				e.forgive(id)
-				e.surveySoon()
-			}
+			done()
 		}
 	}}
 }

@@ -28,6 +28,7 @@ import (
 	"github.com/croft-cloud/croft/agent/offer"
 	"github.com/croft-cloud/croft/agent/sandbox"
 	"github.com/croft-cloud/croft/agent/workload"
+	"github.com/croft-cloud/croft/chain/akash"
 	"github.com/croft-cloud/croft/chain/client"
 	"github.com/croft-cloud/croft/internal/atomicfile"
 	"github.com/croft-cloud/croft/relay"
@@ -253,6 +254,10 @@ func (p *parts) openProvider(context.Context) error {
 		HostURI: p.cfg.hostURI(), Hosts: []string{p.cfg.gatewayHost(), "mtls." + p.cfg.gatewayHost()},
 		Attributes: p.attributes, Capacity: func() offer.Room { return *p.room.Load() }, Policy: policy,
 		Ready: p.ready, Reachable: p.reachable, Log: p.cfg.Log,
+		HasManifest: func(id akash.LeaseID) bool {
+			_, err := p.workloads.Manifest(id)
+			return err == nil
+		},
 		BidTimeout: p.cfg.Pace.BidTimeout, ManifestTimeout: p.cfg.Pace.ManifestTimeout, ReconcileEvery: p.cfg.Pace.ReconcileEvery,
 	}
 	if at := p.cfg.Network.Chain.Faucet; at != "" {
@@ -266,12 +271,14 @@ func (p *parts) openProvider(context.Context) error {
 	return err
 }
 
-// attributes are the machine's, and those of the network file, which win.
+// attributes are the machine's, memory as storage, and those of the network file,
+// which win.
 func (p *parts) attributes() []bidding.Attribute {
 	all := map[string]string{}
 	for _, a := range p.machine.Attributes(p.class) {
 		all[a.Key] = a.Value
 	}
+	all["capabilities/storage/2/class"], all["capabilities/storage/2/persistent"] = "ram", "false"
 	maps.Copy(all, p.cfg.Network.Attributes)
 	var list []bidding.Attribute
 	for _, key := range slices.Sorted(maps.Keys(all)) {
@@ -357,9 +364,14 @@ func (p *parts) ready() string {
 
 // watch keeps measuring what can be let, and whether the runtime answers.
 func (p *parts) watch(ctx context.Context) error {
-	tick := time.NewTicker(watchEvery)
-	defer tick.Stop()
+	next := time.NewTimer(0)
+	defer next.Stop()
 	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-next.C:
+		}
 		var why string
 		asking, cancel := context.WithTimeout(ctx, watchEvery)
 		_, err := p.sandbox.List(asking)
@@ -377,15 +389,18 @@ func (p *parts) watch(ctx context.Context) error {
 		}
 		p.sick.Store(&why)
 		p.collectTrouble(ctx)
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
+		if why != "" {
+			next.Reset(sickEvery) // often the runtime is starting
+		} else {
+			next.Reset(watchEvery)
 		}
 	}
 }
 
-const watchEvery = 15 * time.Second
+const (
+	watchEvery = 15 * time.Second
+	sickEvery  = time.Second
+)
 
 // collectTrouble looks for bad news of the leases that run.
 func (p *parts) collectTrouble(ctx context.Context) {

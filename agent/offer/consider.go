@@ -6,10 +6,11 @@
 //		fmt.Println(no.Sentence) // not enough memory: 8256 MiB wanted, 8192 of 8192 free
 //	}
 //
-// [Room] is an amount of the box, [Policy] its prices. [Consider] matches an
-// order as the chain does, adds its room up, prices it and picks the deposit.
+// [Room] is an amount of the box, [Policy] its prices, [Ledger] what is taken.
+// [Consider] matches an order as the chain does, adds its room up, prices it and
+// picks the deposit.
 //
-// It asks nobody, keeps nothing and places no bid: agent/bidding does.
+// It asks nobody, stores nothing and places no bid: agent/bidding does.
 //
 // What it promises:
 //
@@ -22,17 +23,21 @@ package offer
 
 import (
 	"fmt"
+	"math"
 	"math/big"
 	"slices"
 	"time"
 
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/croft-cloud/croft/chain/account"
 	"github.com/croft-cloud/croft/chain/akash"
 	"github.com/croft-cloud/croft/chain/api/attributesv1"
 	"github.com/croft-cloud/croft/chain/api/auditv1"
+	"github.com/croft-cloud/croft/chain/api/basev1beta1"
 	"github.com/croft-cloud/croft/chain/api/deploymentv1beta4"
+	"github.com/croft-cloud/croft/chain/api/depositv1"
 	"github.com/croft-cloud/croft/chain/api/marketv1beta5"
 )
 
@@ -59,6 +64,21 @@ type Offer struct {
 	Room    Room
 	Deposit Coin
 	Notice  time.Duration // the reclamation window; 0: none
+}
+
+// Bid is what the offer says to the chain.
+func (o Offer) Bid(id akash.BidID) *marketv1beta5.MsgCreateBid {
+	msg := &marketv1beta5.MsgCreateBid{
+		Id: id.Wire(), Price: o.Price.Wire(),
+		Deposit: &depositv1.Deposit{
+			Amount:  &basev1beta1.Coin{Denom: o.Deposit.Denom, Amount: fmt.Sprint(o.Deposit.Amount)},
+			Sources: []depositv1.Source{depositv1.Source_balance},
+		},
+	}
+	if o.Notice > 0 {
+		msg.ReclamationWindow = durationpb.New(o.Notice)
+	}
+	return msg
 }
 
 // Coin is an amount of base units.
@@ -159,7 +179,7 @@ func Consider(order *marketv1beta5.Order, b Box) (Offer, *Refusal) {
 	if price.Sign() <= 0 {
 		price, _ = akash.ParseWireDec("1") // the chain takes no price of 0
 	}
-	asked := Money(up(month, atto).Int64())
+	asked := moneyOf(up(month, atto))
 	if price.Cmp(limit.Amount) > 0 {
 		return no(WhyPrice, fmt.Sprintf("the tenant pays at most %s a month, the box asks %s", inMonth(limit.Amount, worth, b.Blocks), asked))
 	}
@@ -209,6 +229,11 @@ func inMonth(price akash.Dec, worth Money, blocks int64) Money {
 	n := new(big.Int).Mul(price.Atto(), big.NewInt(blocks))
 	n.Mul(n, big.NewInt(int64(worth)))
 	n.Quo(n, new(big.Int).Mul(atto, big.NewInt(1_000_000)))
+	return moneyOf(n)
+}
+
+// moneyOf is a number of millionths, or as much as no order pays.
+func moneyOf(n *big.Int) Money {
 	if !n.IsInt64() {
 		return 1 << 62
 	}
@@ -220,11 +245,15 @@ func inMonth(price akash.Dec, worth Money, blocks int64) Money {
 // has a window, the message that takes an open bid back cannot end the lease
 // that a tenant made of it a moment before.
 func noticeFor(order *marketv1beta5.Order, b Box) (time.Duration, string) {
+	most := b.Params.GetMaxReclamationWindow().AsDuration()
 	notice := max(order.GetReclamation().GetMinWindow().AsDuration(), b.Params.GetMinReclamationWindow().AsDuration())
+	if notice <= 0 {
+		notice = min(usualNotice, most)
+	}
 	if order.GetReclamation() != nil && b.Notice > 0 && notice > b.Notice {
 		return 0, fmt.Sprintf("the tenant wants %s of notice before its lease is ended, the box gives %s", notice, b.Notice)
 	}
-	if most := b.Params.GetMaxReclamationWindow().AsDuration(); notice > most {
+	if notice > most {
 		if order.GetReclamation() != nil {
 			return 0, fmt.Sprintf("the tenant wants %s of notice before its lease is ended, the chain allows %s", notice, most)
 		}
@@ -232,6 +261,9 @@ func noticeFor(order *marketv1beta5.Order, b Box) (time.Duration, string) {
 	}
 	return notice, ""
 }
+
+// usualNotice is the window where neither tenant nor chain name a least one.
+const usualNotice = time.Hour
 
 // DepositOf is the first deposit the chain accepts that the box can pay.
 func DepositOf(b Box) (Coin, string) {
@@ -265,6 +297,15 @@ func DenomsOf(p *marketv1beta5.Params, feeDenom string) []string {
 	return denoms
 }
 
+// Sum is that of two amounts from 0 on. It stops at the largest number instead of
+// turning negative: amounts are the chain's, and a token may have any supply.
+func Sum(a, b int64) int64 {
+	if a > math.MaxInt64-b {
+		return math.MaxInt64
+	}
+	return a + b
+}
+
 // AmountOf reads an amount of base units; one beyond int64 counts as the largest.
 func AmountOf(s string) (int64, bool) {
 	n, ok := new(big.Int).SetString(s, 10)
@@ -272,7 +313,7 @@ func AmountOf(s string) (int64, bool) {
 	case !ok || n.Sign() < 0:
 		return 0, false
 	case !n.IsInt64():
-		return 1<<63 - 1, true
+		return math.MaxInt64, true
 	}
 	return n.Int64(), true
 }

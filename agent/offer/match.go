@@ -1,6 +1,7 @@
 package offer
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -15,6 +16,11 @@ const (
 	storageCapability = "capabilities/storage/"
 	gpuCapability     = "capabilities/gpu/"
 )
+
+// CompareAttributes orders attributes by key and value.
+func CompareAttributes(a, b *attributesv1.Attribute) int {
+	return cmp.Or(cmp.Compare(a.GetKey(), b.GetKey()), cmp.Compare(a.GetValue(), b.GetValue()))
+}
 
 // mismatch is the chain's own matching of a bid, so that no bid leaves that the
 // chain refuses. It answers a sentence, empty if the provider matches.

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -242,6 +243,89 @@ func TestHowLongATenantsMoneyLasts(t *testing.T) {
 	}
 }
 
+func TestTheLedgerNeverHoldsMoreThanThereIs(t *testing.T) {
+	var l Ledger
+	capacity := Room{CPU: 1000, Memory: 1000, Storage: 1000, GPUs: map[string]int64{"nvidia/rtx4090": 1}}
+	var wg sync.WaitGroup
+	for g := range 8 {
+		wg.Go(func() {
+			name, rng := fmt.Sprint(g), rand.New(rand.NewPCG(uint64(g), 1))
+			for range 500 {
+				r := Room{CPU: rng.Int64N(500), Memory: rng.Int64N(500), GPUs: map[string]int64{"nvidia/rtx4090": rng.Int64N(2)}}
+				reserved := l.Reserve(name, r, capacity)
+				l.Lend(name, rng.Int64N(600), capacity)
+				if lack := l.Used().Lack(Room{}, capacity); lack != "" {
+					t.Error(lack)
+				}
+				if reserved {
+					l.Free(name)
+				}
+			}
+			l.Lend(name, 0, capacity)
+		})
+	}
+	wg.Wait()
+	if used := l.Used(); used.CPU != 0 || used.Memory != 0 {
+		t.Errorf("at rest %+v is taken", used)
+	}
+	l.Hold("found", Room{CPU: 1500})
+	if l.Reserve("next", Room{CPU: 1}, capacity) || !l.Reserve("next", Room{Memory: 1}, capacity) {
+		t.Error("what is held beyond the capacity leaves more than there is, or less")
+	}
+}
+
+func TestPricesAtTheBeginningOfAChain(t *testing.T) {
+	for _, tc := range []struct {
+		blocks int64
+		took   time.Duration
+		want   int64
+	}{
+		{9, time.Second, 0}, {10, 0, 0}, {10, -time.Second, 0}, // too few, or at no time: it cannot be told
+		{1000, 300 * time.Second, 8_766_000}, {1000, 6000 * time.Second, 438_300}, {10, 100_000 * time.Hour, 1}, {1 << 62, 1, 0},
+	} {
+		if got := MonthBlocks(tc.blocks, tc.took); got != tc.want {
+			t.Errorf("%d blocks in %s are %d a month, want %d", tc.blocks, tc.took, got, tc.want)
+		}
+	}
+	for _, blocks := range []int64{438_300, 8_766_000} { // 6 s and 300 ms bring the same in a month
+		b := testBox()
+		b.Blocks = blocks
+		o := &marketv1beta5.Order{Id: &marketv1.OrderID{Owner: string(tenant), Dseq: 1, Gseq: 1, Oseq: 1}, State: marketv1beta5.Order_open, Spec: fakeSpec(500, 512, 100)}
+		offer, no := Consider(o, b)
+		if no != nil || offer.Month != 1_270_000 {
+			t.Errorf("with %d blocks a month: %+v, %v", blocks, offer, no)
+		}
+	}
+}
+
+func TestABidHasAWindowWhereverTheChainHasAny(t *testing.T) {
+	for _, tc := range []struct{ least, most, want time.Duration }{
+		{time.Hour, 720 * time.Hour, time.Hour}, {2 * time.Hour, 720 * time.Hour, 2 * time.Hour},
+		{0, 720 * time.Hour, time.Hour}, {0, time.Minute, time.Minute}, {0, 0, 0},
+	} {
+		b := testBox()
+		b.Params.MinReclamationWindow, b.Params.MaxReclamationWindow = durationpb.New(tc.least), durationpb.New(tc.most)
+		o := &marketv1beta5.Order{Id: &marketv1.OrderID{Owner: string(tenant), Dseq: 1, Gseq: 1, Oseq: 1}, State: marketv1beta5.Order_open, Spec: fakeSpec(500, 512, 100)}
+		offer, no := Consider(o, b)
+		if no != nil || offer.Notice != tc.want {
+			t.Errorf("windows of %s to %s: %s, %v", tc.least, tc.most, offer.Notice, no)
+		}
+		if msg := offer.Bid(akash.BidID{OrderID: akash.OrderIDOf(o.GetId()), Provider: box}); msg.GetReclamationWindow().AsDuration() != tc.want || msg.GetDeposit().GetAmount().GetAmount() != "500000" {
+			t.Errorf("bid = %v", msg)
+		}
+	}
+}
+
+func TestAPriceBeyondAllBoundsIsARefusal(t *testing.T) {
+	b := testBox()
+	b.Policy.CPU = math.MaxInt64
+	b.Capacity.CPU = 1 << 40
+	o := &marketv1beta5.Order{Id: &marketv1.OrderID{Owner: string(tenant), Dseq: 1, Gseq: 1, Oseq: 1}, State: marketv1beta5.Order_open, Spec: fakeSpec(384_000, 512, 10_000_000)}
+	if _, no := Consider(o, b); no == nil || no.Why != WhyPrice || strings.Contains(no.Sentence, "-") {
+		t.Errorf("answer = %+v", no)
+	}
+}
+
 func TestAmountsStopAtTheLargestNumber(t *testing.T) {
 	for text, want := range map[string]int64{"0": 0, "500000": 500_000, "9223372036854775808": math.MaxInt64} {
 		if got, ok := AmountOf(text); !ok || got != want {
@@ -252,6 +336,9 @@ func TestAmountsStopAtTheLargestNumber(t *testing.T) {
 		if got, ok := AmountOf(text); ok || got != 0 {
 			t.Errorf("AmountOf(%q) = %d, %v", text, got, ok)
 		}
+	}
+	if got := Sum(math.MaxInt64-1, 2); got != math.MaxInt64 || Sum(1, 2) != 3 {
+		t.Errorf("Sum = %d", got)
 	}
 	if got := DenomsOf(fakeParams(), "uakt"); !slices.Equal(got, []string{"uakt"}) {
 		t.Errorf("DenomsOf = %q", got)

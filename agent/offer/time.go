@@ -7,6 +7,7 @@ import (
 
 	"github.com/croft-cloud/croft/chain/akash"
 	"github.com/croft-cloud/croft/chain/api/escrowtypesv1"
+	"github.com/croft-cloud/croft/chain/api/marketv1"
 )
 
 // MonthMinutes is how many minutes a month has: a twelfth of 365.25 days.
@@ -16,11 +17,39 @@ const MonthMinutes = 43_830
 // there are blocks to measure.
 const UsualBlocks = 429_909
 
+// leastBlocks is how many blocks a measurement needs: the first of a chain come
+// at odd times, and a price that was too low stays with its lease.
+const leastBlocks = 10
+
 // MonthBlocks is how many blocks a chain makes in a month that took so long for
-// so many; at least 1.
+// so many, at least 1; 0 if they are too few to tell.
 func MonthBlocks(blocks int64, took time.Duration) int64 {
+	if blocks < leastBlocks || took <= 0 {
+		return 0
+	}
 	n := new(big.Int).Mul(big.NewInt(blocks), big.NewInt(int64(MonthMinutes*time.Minute)))
-	return max(n.Quo(n, big.NewInt(int64(took))).Int64(), 1)
+	if n.Quo(n, big.NewInt(int64(took))); !n.IsInt64() {
+		return 0
+	}
+	return max(n.Int64(), 1)
+}
+
+// WhyClosed says to the owner why a lease was closed.
+func WhyClosed(r marketv1.LeaseClosedReason) string {
+	switch r {
+	case marketv1.LeaseClosedReason_lease_closed_owner:
+		return "the tenant closed the lease"
+	case marketv1.LeaseClosedReason_lease_closed_reason_insufficient_funds:
+		return "the tenant's money ran out"
+	case marketv1.LeaseClosedReason_lease_closed_reason_manifest_timeout:
+		return "the tenant sent no manifest in time"
+	case marketv1.LeaseClosedReason_lease_closed_reason_decommission:
+		return "the owner closed the lease"
+	case marketv1.LeaseClosedReason_lease_closed_reason_unstable:
+		return "the workload did not come up"
+	case marketv1.LeaseClosedReason_lease_closed_invalid, marketv1.LeaseClosedReason_lease_closed_reason_unspecified:
+	}
+	return "the lease was closed"
 }
 
 // PaidBlocks is for how many blocks from a height on a tenant's account pays a
