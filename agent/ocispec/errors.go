@@ -52,7 +52,7 @@ var reasonRemedies = map[Reason]string{
 	UnknownImage:       "check the image's name and tag",
 	CredentialsRefused: "check the image's name and the credentials for its registry",
 	WrongArchitecture:  "build the image for linux/%ARCH%",
-	ImageTooLarge:      "use a smaller image, or lease more storage",
+	ImageTooLarge:      "use a smaller image",
 	BadReference:       "name the image as registry/repository:tag",
 }
 

@@ -2,6 +2,7 @@ package ocispec
 
 import (
 	"encoding/json"
+	"errors"
 	"flag"
 	"net/netip"
 	"os"
@@ -14,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/croft-cloud/croft"
 	"github.com/croft-cloud/croft/agent/lease"
@@ -123,7 +125,7 @@ func TestTally(t *testing.T) {
 	_, err := counted.Add(about("waiting", "c", "layer.v1.tar", 0, 91))
 	wantReason(t, err, ImageTooLarge)
 
-	for _, size := range []int64{-1, 1 << 62} {
+	for _, size := range []int64{-1, 0, 1 << 62} {
 		_, err := NewTally(1 << 62).Add(about("waiting", "x", "layer.v1.tar", 0, size))
 		wantReason(t, err, BadImage)
 	}
@@ -135,6 +137,10 @@ func TestTally(t *testing.T) {
 	}
 	_, err = many.Add(about("waiting", "one more", "layer.v1.tar", 0, 1))
 	wantReason(t, err, BadImage)
+	for _, kind := range []string{"manifest.v1+json", "config.v1+json", "index.v1+json"} {
+		_, err := NewTally(1 << 40).Add(about("waiting", "x", kind, 0, manifestBytes+1))
+		wantReason(t, err, BadImage)
+	}
 }
 
 func TestChainID(t *testing.T) {
@@ -243,9 +249,38 @@ func TestReadInside(t *testing.T) {
 			t.Errorf("%s: got %q, %v, want nothing", name, got, err)
 		}
 	}
-	for _, name := range []string{"etc/loop", "etc/large", "etc"} {
+	if err := unix.Mkfifo(filepath.Join(root, "etc", "pipe"), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"etc/loop", "etc/large", "etc/pipe", "etc"} {
 		_, err := readInside(folder, name, 100)
 		wantReason(t, err, BadImage)
+	}
+}
+
+// TestDevicesAreNotOpened has an image bring a device that acts when it is
+// opened: a terminal is made for whoever opens 5:2.
+func TestDevicesAreNotOpened(t *testing.T) {
+	root := t.TempDir()
+	if err := os.Mkdir(filepath.Join(root, "etc"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	passwd := filepath.Join(root, "etc", "passwd")
+	if err := unix.Mknod(passwd, unix.S_IFCHR|0o666, int(unix.Mkdev(5, 2))); err != nil {
+		t.Skipf("device nodes are root's to make: %v", err)
+	}
+	watch, err := unix.InotifyInit1(unix.IN_NONBLOCK | unix.IN_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(watch)
+	if _, err := unix.InotifyAddWatch(watch, passwd, unix.IN_OPEN); err != nil {
+		t.Fatal(err)
+	}
+	_, _, err = Layers{root}.ReadAccounts()
+	wantReason(t, err, BadImage)
+	if n, err := unix.Read(watch, make([]byte, 256)); n > 0 || !errors.Is(err, unix.EAGAIN) {
+		t.Errorf("the device was opened: %d, %v", n, err)
 	}
 }
 
@@ -366,11 +401,44 @@ func TestSpecRefuses(t *testing.T) {
 }
 
 func TestResources(t *testing.T) {
-	got, err := resources(lease.Limits{CPU: 1, Memory: 1 << 30, Pids: 100_000})
+	got, err := resources(lease.Limits{CPU: 1, Memory: 1 << 30, Pids: 100_000}, false)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if *got.CPU.Quota != 1000 || *got.CPU.Shares != 2 || *got.Memory.Limit != 1<<30+64<<20 || *got.Pids.Limit != pidsMax {
+	if got.BlockIO != nil {
+		t.Error("disk traffic is weighed where the kernel cannot")
+	}
+	for cores, want := range map[int64]uint16{0: 10, 1: 100, 4: 400, 64: 1000} {
+		got, err := resources(lease.Limits{CPU: max(1, cores*1000), Memory: 1 << 30}, true)
+		if err != nil || *got.BlockIO.Weight != want {
+			t.Errorf("%d cores weigh %d, %v, want %d", cores, *got.BlockIO.Weight, err, want)
+		}
+	}
+	if *got.CPU.Quota != cpuPeriod || *got.CPU.Shares != 2 || *got.Memory.Limit != 1<<30+64<<20 || *got.Pids.Limit != pidsMax {
 		t.Errorf("limits are quota %d, shares %d, memory %d, pids %d", *got.CPU.Quota, *got.CPU.Shares, *got.Memory.Limit, *got.Pids.Limit)
+	}
+}
+
+// The enclosure starts with a core, the program has its limit.
+func TestTheProgramHasItsLimit(t *testing.T) {
+	for cpu, want := range map[int64]string{1: "1000 100000", 100: "10000 100000", 2500: "250000 100000"} {
+		files := CPUFiles(cpu)
+		if quota, _, _ := strings.Cut(want, " "); files["cpu.max"] != want || files["cpu.cfs_quota_us"] != quota || len(files) != 2 {
+			t.Errorf("%d thousandths of a core are %v", cpu, files)
+		}
+		got, err := resources(lease.Limits{CPU: cpu, Memory: 1 << 30}, false)
+		if err != nil || *got.CPU.Quota != max(cpu*100, 100_000) {
+			t.Errorf("at the start %d thousandths are a quota of %d, %v", cpu, *got.CPU.Quota, err)
+		}
+	}
+}
+
+func TestFilesTakeSpace(t *testing.T) {
+	for _, tc := range []struct{ size, inodes, want int64 }{
+		{1 << 30, 1000, 1 << 30}, {0, 1000, 1000 * inodeBytes}, {7, 1 << 62, 1<<63 - inodeBytes}, {0, 0, 0},
+	} {
+		if got := Space(tc.size, tc.inodes); got != tc.want {
+			t.Errorf("%d bytes in %d files take %d, want %d", tc.size, tc.inodes, got, tc.want)
+		}
 	}
 }

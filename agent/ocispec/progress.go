@@ -1,6 +1,7 @@
 package ocispec
 
 import (
+	"math"
 	"strings"
 	"time"
 )
@@ -30,6 +31,15 @@ const blobsMax = 4 * LayersMax
 
 // sizeMax is beyond any disk; larger sizes are lies that would overflow sums.
 const sizeMax = 1 << 50
+
+// inodeBytes is what a file counts at least: ext4 has one inode for as many bytes
+// of the disk, and millions of empty files would leave none to anybody else.
+const inodeBytes = 16 << 10
+
+// Space is what an unpacked layer takes of the disk, in bytes.
+func Space(size, inodes int64) int64 {
+	return max(size, min(inodes, math.MaxInt64/inodeBytes)*inodeBytes)
+}
 
 // Progress is what containerd says about one part of a pull.
 type Progress struct {
@@ -71,6 +81,7 @@ func (t *Tally) Shown() (done, total int64) {
 func (t *Tally) Add(p Progress) (changed bool, err error) {
 	doneBefore, totalBefore := t.Shown()
 	digest := p.Digest // the one name of a part that all messages about it share
+	isLayer := strings.Contains(p.MediaType, "layer") || strings.Contains(p.MediaType, "rootfs")
 	known := t.parts[digest]
 	if known == nil {
 		if len(t.parts) == blobsMax {
@@ -78,13 +89,14 @@ func (t *Tally) Add(p Progress) (changed bool, err error) {
 		}
 		known = &part{}
 		t.parts[digest] = known
-		if strings.Contains(p.MediaType, "layer") || strings.Contains(p.MediaType, "rootfs") {
+		if isLayer {
 			t.layers++
 		}
 	}
 	size := p.Size
-	if size < 0 || size > sizeMax || p.Done < 0 {
-		return false, Errorf(BadImage, "the image has a part of %d bytes", size)
+	// containerd takes a document into memory as a whole.
+	if size <= 0 || size > sizeMax || p.Done < 0 || !isLayer && size > manifestBytes {
+		return false, Errorf(BadImage, "the image has a part of %d bytes, of type %.80q", size, p.MediaType)
 	}
 	if size > known.total {
 		t.total += size - known.total

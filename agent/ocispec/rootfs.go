@@ -6,6 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"strconv"
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -69,29 +70,35 @@ func (l Layers) open() (*os.File, error) {
 
 // readInside reads a file as a program whose root is this folder would find it:
 // absolute links and ".." lead nowhere else. What is not there is empty; what is
-// no regular file, or too long, is an error.
+// no regular file, or too long, is an error. It is looked at before it is opened:
+// an image may hold device nodes, and some devices act when they are opened.
 func readInside(root *os.File, path string, limit int64) ([]byte, error) {
 	fd, err := unix.Openat2(int(root.Fd()), path, &unix.OpenHow{
-		Flags:   unix.O_RDONLY | unix.O_CLOEXEC | unix.O_NONBLOCK | unix.O_NOCTTY,
+		Flags:   unix.O_PATH | unix.O_CLOEXEC,
 		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV,
 	})
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR):
 		return nil, nil
-	case errors.Is(err, unix.ELOOP), errors.Is(err, unix.ENXIO), errors.Is(err, unix.EXDEV), errors.Is(err, unix.ENODEV):
+	case errors.Is(err, unix.ELOOP), errors.Is(err, unix.EXDEV):
 		return nil, Errorf(BadImage, "read /%s of the image: %w", path, err)
 	case err != nil:
 		return nil, fmt.Errorf("read /%s of the image: %w", path, err)
 	}
-	file := os.NewFile(uintptr(fd), path)
-	defer file.Close()
-	info, err := file.Stat()
+	found := os.NewFile(uintptr(fd), path)
+	defer found.Close()
+	info, err := found.Stat()
 	if err != nil {
 		return nil, err
 	}
 	if !info.Mode().IsRegular() {
 		return nil, Errorf(BadImage, "/%s of the image is no regular file", path)
 	}
+	file, err := os.Open("/proc/self/fd/" + strconv.Itoa(fd))
+	if err != nil {
+		return nil, fmt.Errorf("read /%s of the image: %w", path, err)
+	}
+	defer file.Close()
 	raw, err := io.ReadAll(io.LimitReader(file, limit+1))
 	if err != nil {
 		return nil, fmt.Errorf("read /%s of the image: %w", path, err)

@@ -56,6 +56,7 @@ type Input struct {
 	Who       Identity
 	Files     []lease.Mount // generated files of /etc; a mount of the replica's own in the same place wins
 	UserIDs   uint32        // where the machine's ids for this replica begin; 0: not mapped
+	IOWeight  bool          // the kernel can weigh replicas' disk traffic
 }
 
 // Build writes down how a replica runs. It reads and writes nothing. Fails with
@@ -73,7 +74,7 @@ func Build(in Input) (*specs.Spec, error) {
 	if !path.IsAbs(workdir) || len(workdir) > pathLength || strings.ContainsRune(workdir, 0) {
 		return nil, Errorf(BadImage, "the image works in folder %.200q: want an absolute path", workdir)
 	}
-	resources, err := resources(in.Container.Limits)
+	resources, err := resources(in.Container.Limits, in.IOWeight)
 	if err != nil {
 		return nil, err
 	}
@@ -143,10 +144,13 @@ func Build(in Input) (*specs.Spec, error) {
 	}, nil
 }
 
+// CgroupRoot holds all replicas' cgroups. It must be there before the first one:
+// runsc removes, with a replica's cgroup, those above that it made for it, and
+// fails while others are in there. Hence no folder for each lease, either.
+const CgroupRoot = "/croft"
+
 // CgroupPath is where a replica's programs are counted and limited.
-func CgroupPath(id lease.ReplicaID) string {
-	return "/croft/" + string(id.Lease) + "/" + id.Container()
-}
+func CgroupPath(id lease.ReplicaID) string { return path.Join(CgroupRoot, id.Container()) }
 
 // arguments joins what the manifest says with what the image says, as
 // Kubernetes does: a command of the manifest replaces both of the image's.
@@ -209,7 +213,7 @@ func environment(image, manifest []string, home string) ([]string, error) {
 	return env, nil
 }
 
-func resources(limits lease.Limits) (*specs.LinuxResources, error) {
+func resources(limits lease.Limits, ioWeight bool) (*specs.LinuxResources, error) {
 	if limits.CPU <= 0 || limits.CPU > 1_000_000 {
 		return nil, Errorf(BadContainer, "%d thousandths of a core: want 1 to 1000000", limits.CPU)
 	}
@@ -222,16 +226,35 @@ func resources(limits lease.Limits) (*specs.LinuxResources, error) {
 	}
 	pids = min(max(pids, pidsMin), pidsMax)
 	memory := limits.Memory + SandboxMemory
-	// The kernel takes no quota below a thousandth of a second.
-	quota := max(limits.CPU*cpuPeriod/1000, 1000)
+	// The enclosure's own start may take a core, before the tenant's program is in it.
+	quota := max(cpuQuota(limits.CPU), cpuPeriod)
 	shares := min(max(uint64(limits.CPU)*1024/1000, 2), 262144)
 	period := uint64(cpuPeriod)
-	return &specs.LinuxResources{
+	all := &specs.LinuxResources{
 		Devices: []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}},
 		Memory:  &specs.LinuxMemory{Limit: &memory},
 		CPU:     &specs.LinuxCPU{Shares: &shares, Quota: &quota, Period: &period},
 		Pids:    &specs.LinuxPids{Limit: &pids},
-	}, nil
+	}
+	if ioWeight {
+		// As its share of the processor: 100 for a core, within the kernel's bounds.
+		weight := uint16(min(max(limits.CPU/10, 10), 1000))
+		all.BlockIO = &specs.LinuxBlockIO{Weight: &weight}
+	}
+	return all, nil
+}
+
+// cpuQuota is how many of cpuPeriod's microseconds so many thousandths of a core
+// are. The kernel takes none below a thousandth of a second.
+func cpuQuota(cpu int64) int64 { return max(cpu*cpuPeriod/1000, 1000) }
+
+// CPUFiles are the files of a cgroup that limit a replica to so many thousandths
+// of a core, in version 2 and in version 1.
+func CPUFiles(cpu int64) map[string]string {
+	return map[string]string{
+		"cpu.max":          fmt.Sprintf("%d %d", cpuQuota(cpu), cpuPeriod),
+		"cpu.cfs_quota_us": fmt.Sprint(cpuQuota(cpu)),
+	}
 }
 
 // kernelFolders are those of the replica's root that no volume may cover, with

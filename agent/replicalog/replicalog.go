@@ -27,6 +27,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -153,7 +155,8 @@ func (r *logReader) openAll() error {
 	return nil
 }
 
-// openLog refuses what is no regular file: a pipe would hold the reader.
+// openLog refuses what is no regular file: a pipe would hold the reader, and
+// some devices act when they are opened.
 func openLog(path string) (*os.File, error) {
 	info, err := os.Lstat(path)
 	if err != nil {
@@ -162,7 +165,7 @@ func openLog(path string) (*os.File, error) {
 	if !info.Mode().IsRegular() {
 		return nil, fmt.Errorf("log %s is no regular file", path)
 	}
-	return os.Open(path)
+	return os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0) // it may have been replaced
 }
 
 func same(a, b *os.File) bool {

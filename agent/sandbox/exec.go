@@ -41,11 +41,11 @@ const (
 // resize, which may be nil and is never closed, the terminal's width and height
 // in characters.
 //
-// Exec returns when the command has ended and its output is written. The
-// command is killed when ctx ends, or when a write fails; programs that it
-// started itself are not. stdin may be nil; its
-// end is the command's end of input. A Read of stdin under way when the command
-// ends is not waited for: what it reads then is lost.
+// Exec returns when the command has ended and its output is written; a Write
+// must end when ctx does. The command is killed when ctx ends, or when a write
+// fails; programs that it started itself are not. stdin may be nil; its end is
+// the command's end of input. A Read of stdin under way when the command ends is
+// not waited for: what it reads then is lost.
 //
 // Fails with [UnknownContainer], [TooManyExecs], [BadCommand], [BadContainer],
 // [RuntimeAway] or [RuntimeRefused].
@@ -143,12 +143,14 @@ func (s *Sandbox) attend(ctx context.Context, id, exec string, pid int32, pipes 
 	pipes.forget()
 	var outputs, helpers sync.WaitGroup
 	copyOut := func(to io.Writer, from *os.File) {
-		if to == nil {
-			to = io.Discard
+		buffer := make([]byte, pipeBytes)
+		if to != nil {
+			if _, err := io.CopyBuffer(onlyWriter{to}, onlyReader{from}, buffer); err != nil && !errors.Is(err, os.ErrClosed) {
+				cancel(fmt.Errorf("write a command's output: %w", err))
+			}
 		}
-		if _, err := io.CopyBuffer(onlyWriter{to}, onlyReader{from}, make([]byte, pipeBytes)); err != nil && !errors.Is(err, os.ErrClosed) {
-			cancel(fmt.Errorf("write a command's output: %w", err))
-		}
+		// With a full pipe the shim would not let go of the command for ten seconds.
+		_, _ = io.CopyBuffer(onlyWriter{io.Discard}, onlyReader{from}, buffer)
 	}
 	outputs.Go(func() { copyOut(stdout, pipes.out) })
 	if !tty {
@@ -181,22 +183,24 @@ func (s *Sandbox) attend(ctx context.Context, id, exec string, pid int32, pipes 
 	}
 
 	result, err := s.waitExec(ctx, id, exec)
+	deleting := ctx
 	if err != nil {
 		s.killExec(ctx, id, exec, pid)
-		pipes.close()
-	} else {
-		// What holds the pipes open now are programs that the command left behind;
-		// deleting the command ends the shim's part after a moment.
-		call, done := s.call(ctx)
-		_, _ = s.tasks.DeleteProcess(call, &tasks.DeleteProcessRequest{ContainerID: id, ExecID: exec}) // Exec does it again, and says so
-		done()
-		stop := context.AfterFunc(ctx, pipes.close)
-		outputs.Wait()
-		stop()
+		deleting = context.WithoutCancel(ctx)
 	}
+	// What holds the pipes open now are programs that the command left behind;
+	// deleting the command ends the shim's part after a moment.
+	call, done := s.call(deleting)
+	_, _ = s.tasks.DeleteProcess(call, &tasks.DeleteProcessRequest{ContainerID: id, ExecID: exec}) // Exec does it again, and says so
+	done()
+	if err != nil {
+		pipes.close()
+	}
+	stop := context.AfterFunc(ctx, pipes.close)
+	outputs.Wait()
+	stop()
 	cause := context.Cause(ctx)
 	cancel(nil)
-	outputs.Wait()
 	helpers.Wait()
 	switch {
 	case cause != nil:

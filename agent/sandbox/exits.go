@@ -1,11 +1,9 @@
 package sandbox
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
-	"errors"
-	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -165,13 +163,8 @@ func (s *Sandbox) exitOf(f state) lease.Exit {
 func (s *Sandbox) killedForMemory(id lease.ReplicaID) bool {
 	for _, folder := range s.cgroups(ocispec.CgroupPath(id)) {
 		for _, name := range []string{"memory.events", "memory.oom_control"} {
-			file, err := os.Open(filepath.Join(folder, name))
-			if err != nil {
-				continue
-			}
-			kills := countOf(file, "oom_kill")
-			file.Close()
-			if kills > 0 {
+			raw, _ := os.ReadFile(filepath.Join(folder, name)) // one of them is there, if the cgroup is
+			if countOf(raw, "oom_kill") > 0 {
 				return true
 			}
 		}
@@ -181,10 +174,9 @@ func (s *Sandbox) killedForMemory(id lease.ReplicaID) bool {
 
 // countOf reads one number of a file of "name number" lines; 0 if it is not
 // there.
-func countOf(from io.Reader, name string) int64 {
-	lines := bufio.NewScanner(from)
-	for lines.Scan() {
-		key, value, _ := strings.Cut(lines.Text(), " ")
+func countOf(raw []byte, name string) int64 {
+	for line := range strings.Lines(string(raw)) {
+		key, value, _ := strings.Cut(line, " ")
 		if n, err := strconv.ParseInt(strings.TrimSpace(value), 10, 64); err == nil && key == name {
 			return n
 		}
@@ -289,16 +281,9 @@ func (s *Sandbox) reconcile(ctx context.Context) error {
 	if len(s.busy) > 0 {
 		return nil // a life may have begun after the list was made
 	}
-	for life := range s.ends.told {
-		if !lives[life] {
-			delete(s.ends.told, life)
-		}
-	}
-	for life := range s.ends.oom {
-		if !lives[life] {
-			delete(s.ends.oom, life)
-		}
-	}
+	over := func(life string, _ bool) bool { return !lives[life] }
+	maps.DeleteFunc(s.ends.told, over)
+	maps.DeleteFunc(s.ends.oom, over)
 	return nil
 }
 
@@ -433,6 +418,3 @@ func (s *Sandbox) noteOOM(ctx context.Context, id string) {
 	}
 	s.ends.oom[found.life] = true
 }
-
-// isEnd says that a stream is over, as it should.
-func isEnd(err error) bool { return errors.Is(err, io.EOF) }

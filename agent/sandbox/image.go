@@ -81,7 +81,7 @@ func (s *Sandbox) unpackedSize(ctx context.Context, chain string) (int64, error)
 			cancel()
 			return 0, sortError(err, "measure the image")
 		}
-		total += usage.Size
+		total += ocispec.Space(usage.Size, usage.Inodes)
 		info, err := s.snapshots.Stat(call, &snapshots.StatSnapshotRequest{Snapshotter: snapshotter, Key: chain})
 		cancel()
 		if err != nil {

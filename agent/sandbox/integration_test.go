@@ -1,4 +1,4 @@
-//go:build provider
+//go:build integration
 
 package sandbox_test
 
@@ -6,6 +6,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"cmp"
+	"compress/gzip"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -47,9 +48,11 @@ import (
 // mapped is where the ids inside sandboxes begin, as on a box.
 const mapped = 1_000_000
 
-// programs is the folder with the runtime's programs and the guest, built by
-// TestMain. CROFT_RUNTIME names one with the runtime's already built.
+// programs is the folder with the runtime's programs, guest the program that runs
+// in sandboxes. CROFT_RUNTIME names a folder that has the former already built.
 var programs, guest string
+
+var runtimePrograms = []string{"croft-containerd", "containerd-shim-runc-v2", "croft-rotlog", "croft-runsc"}
 
 func TestMain(m *testing.M) {
 	if os.Getuid() != 0 {
@@ -62,29 +65,44 @@ func TestMain(m *testing.M) {
 	}
 	code := func() int {
 		defer os.RemoveAll(folder)
-		programs, guest = cmp.Or(os.Getenv("CROFT_RUNTIME"), folder), filepath.Join(folder, "guest")
-		if err := build("testdata/guest", ".", guest); err != nil {
+		programs, guest = folder, filepath.Join(folder, "guest")
+		if err := errors.Join(os.Chmod(folder, 0o711), build("testdata/guest", guest), getPrograms(os.Getenv("CROFT_RUNTIME"))); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
-		}
-		if programs == folder {
-			for _, program := range []string{"croft-containerd", "containerd-shim-runc-v2", "croft-rotlog", "croft-runsc"} {
-				if err := build(filepath.Join("../../images/runtime", program), ".", filepath.Join(folder, program)); err != nil {
-					fmt.Fprintln(os.Stderr, err)
-					return 1
-				}
-			}
 		}
 		return m.Run()
 	}()
 	os.Exit(code)
 }
 
-func build(folder, what, to string) error {
-	// The tags are those of the image: see images/runtime.
-	cmd := exec.Command("go", "build", "-buildvcs=false", "-tags", "no_btrfs,no_zfs,no_aufs,no_devmapper,no_cri,no_tracing,no_systemd", "-ldflags", "-s -w", "-o", to, what)
+// getPrograms copies the runtime's programs, or builds them. The folder they are
+// built in may be closed to the users that sandboxes run as.
+func getPrograms(from string) error {
+	for _, program := range runtimePrograms {
+		to := filepath.Join(programs, program)
+		if from == "" {
+			if err := build(filepath.Join("../../images/runtime", program), to); err != nil {
+				return err
+			}
+			continue
+		}
+		raw, err := os.ReadFile(filepath.Join(from, program))
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(to, raw, 0o755); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// build builds with the flags of the image, see images/build, so that both have
+// one cache.
+func build(folder, to string) error {
+	cmd := exec.Command("go", "build", "-ldflags=-s -w -buildid=", "-o", to, ".")
 	cmd.Dir = folder
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off", "GOFLAGS=-trimpath -buildvcs=false")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("build %s: %w\n%s", folder, err, out)
 	}
@@ -485,10 +503,13 @@ func (r *registryStub) bytes() (all int64) {
 	return all
 }
 
-// file is one entry of a layer.
+// file is one entry of a layer: a regular file, a folder if its name ends with a
+// slash, a symbolic link if it has one, else of the kind that is said.
 type file struct {
 	name, link, text string
 	mode             int64
+	kind             byte
+	major, minor     int64
 }
 
 func layer(t *testing.T, files ...file) v1.Layer {
@@ -497,7 +518,9 @@ func layer(t *testing.T, files ...file) v1.Layer {
 	w := tar.NewWriter(&raw)
 	for _, f := range files {
 		h := &tar.Header{Name: f.name, Mode: cmp.Or(f.mode, 0o755), Size: int64(len(f.text)), Typeflag: tar.TypeReg}
-		if f.link != "" {
+		if f.kind != 0 {
+			h.Typeflag, h.Linkname, h.Devmajor, h.Devminor = f.kind, f.link, f.major, f.minor
+		} else if f.link != "" {
 			h.Typeflag, h.Linkname, h.Size = tar.TypeSymlink, f.link, 0
 		} else if strings.HasSuffix(f.name, "/") {
 			h.Typeflag = tar.TypeDir
@@ -512,7 +535,8 @@ func layer(t *testing.T, files ...file) v1.Layer {
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
 	}
-	l, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(raw.Bytes())), nil })
+	l, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(raw.Bytes())), nil },
+		tarball.WithCompressionLevel(gzip.BestSpeed), tarball.WithCompressedCaching)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -1049,8 +1073,21 @@ func TestUsage(t *testing.T) {
 	s := newStack(t)
 	s.pushGuest()
 	c := s.container(s.mustPull("guest"), "wait", "wait")
+	c.Limits.CPU = 300
 	s.mustStart(c)
 	s.untilLine(c, "waiting")
+	var limits []string
+	for _, path := range []string{"/sys/fs/cgroup/croft/*/cpu.max", "/sys/fs/cgroup/*/croft/*/cpu.cfs_quota_us"} {
+		found, _ := filepath.Glob(path)
+		for _, file := range found {
+			if raw, err := os.ReadFile(file); err == nil && strings.Contains(file, c.ID.Container()) {
+				limits = append(limits, strings.Fields(string(raw))[0])
+			}
+		}
+	}
+	if len(limits) == 0 || slices.ContainsFunc(limits, func(quota string) bool { return quota != "30000" }) {
+		t.Errorf("the running program's quotas are %q, want 30000 of 100000 microseconds", limits)
+	}
 	for _, pid := range s.processes() {
 		line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 		info, err := os.Stat(fmt.Sprintf("/proc/%d", pid))
@@ -1180,6 +1217,43 @@ func TestExec(t *testing.T) {
 			t.Errorf("Exec = %v, want %v", err, gone)
 		}
 	})
+	t.Run("killed when its caller never reads", func(t *testing.T) {
+		ctx, cancel := context.WithCancel(s.ctx())
+		result := make(chan error, 1)
+		stuck := make(chan struct{}, 1)
+		go func() {
+			_, err := s.Exec(ctx, c.ID, []string{"/guest", "chatter"}, false, endless{}, blockedOutput{ctx, stuck}, nil, nil)
+			result <- err
+		}()
+		<-stuck
+		s.until("its pipe is full", func() bool { return inPipes(s.cfg.RunDir) > 48<<10 })
+		cancel()
+		if err := <-result; !errors.Is(err, context.Canceled) {
+			t.Errorf("Exec = %v, want that it was cancelled", err)
+		}
+	})
+	t.Run("sixty leave nothing open", func(t *testing.T) {
+		open := func() int {
+			all, err := os.ReadDir("/proc/self/fd")
+			if err != nil {
+				t.Fatal(err)
+			}
+			return len(all)
+		}
+		before, goroutines := open(), runtime.NumGoroutine()
+		var callers sync.WaitGroup
+		for range 10 {
+			callers.Go(func() {
+				for range 6 {
+					if code, err := s.Exec(s.ctx(), c.ID, []string{"/guest"}, false, strings.NewReader("x"), nil, nil, nil); err != nil || code != 0 {
+						t.Errorf("Exec = %d, %v", code, err)
+					}
+				}
+			})
+		}
+		callers.Wait()
+		s.until("all is closed", func() bool { return open() <= before+5 && runtime.NumGoroutine() <= goroutines+20 })
+	})
 	t.Run("no more than sixteen", func(t *testing.T) {
 		ctx, cancel := context.WithCancel(s.ctx())
 		results := make(chan error, 17)
@@ -1207,6 +1281,40 @@ func TestExec(t *testing.T) {
 	if left, _ := filepath.Glob(filepath.Join(s.cfg.RunDir, "*")); left != nil {
 		t.Errorf("pipes are left: %q", left)
 	}
+}
+
+// inPipes is how much the fullest of our pipes below a folder holds.
+func inPipes(folder string) (most int) {
+	all, _ := os.ReadDir("/proc/self/fd")
+	for _, e := range all {
+		fd, err := strconv.Atoi(e.Name())
+		if path, _ := os.Readlink("/proc/self/fd/" + e.Name()); err != nil || !strings.HasPrefix(path, folder) {
+			continue
+		}
+		if n, err := unix.IoctlGetInt(fd, unix.TIOCINQ); err == nil {
+			most = max(most, n)
+		}
+	}
+	return most
+}
+
+// endless input, and an output that nobody takes until ctx ends.
+type endless struct{}
+
+func (endless) Read(p []byte) (int, error) { return len(p), nil }
+
+type blockedOutput struct {
+	ctx   context.Context
+	stuck chan<- struct{}
+}
+
+func (b blockedOutput) Write([]byte) (int, error) {
+	select {
+	case b.stuck <- struct{}{}:
+	default:
+	}
+	<-b.ctx.Done()
+	return 0, b.ctx.Err()
 }
 
 type brokenOutput struct{ err error }

@@ -6,10 +6,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	containers "github.com/containerd/containerd/api/services/containers/v1"
@@ -43,7 +45,8 @@ const (
 // alone; one that ended makes way, and is told by [Sandbox.NextExit] before the
 // new one's end. What it wrote to its root is gone with it, volumes stay.
 //
-// Fails with [BadContainer], [BadImage], [UnknownImage], [RuntimeAway] or
+// The end of ctx does not break a start off that has begun; it takes two minutes
+// at most. Fails with [BadContainer], [BadImage], [UnknownImage], [RuntimeAway] or
 // [RuntimeRefused]; nothing is left then.
 func (s *Sandbox) Start(ctx context.Context, c lease.Container) error {
 	id := c.ID.Container()
@@ -74,8 +77,11 @@ func (s *Sandbox) Start(ctx context.Context, c lease.Container) error {
 	if err := s.remove(ctx, c.ID, true); err != nil {
 		return err
 	}
-	if err := s.start(ctx, c, id); err != nil {
-		// The caller's context may be why; tidying up has its own time.
+	if ctx.Err() != nil {
+		return fmt.Errorf("%s: %w", doing, ctx.Err())
+	}
+	// Not broken off: containerd would tidy up behind our back, and leave things.
+	if err := s.start(context.WithoutCancel(ctx), c, id); err != nil {
 		tidy, cancel := context.WithTimeout(context.WithoutCancel(ctx), killBound)
 		defer cancel()
 		if err := s.remove(tidy, c.ID, false); err != nil {
@@ -131,7 +137,11 @@ func (s *Sandbox) start(ctx context.Context, c lease.Container, id string) error
 	if err != nil {
 		return fmt.Errorf("%s: %w", doing, err)
 	}
-	spec, err := ocispec.Build(ocispec.Input{Container: c, Config: image.Config, Who: who, Files: files, UserIDs: s.cfg.UserIDs})
+	weighs, err := s.prepareCgroups()
+	if err != nil {
+		return fmt.Errorf("%s: %w", doing, err)
+	}
+	spec, err := ocispec.Build(ocispec.Input{Container: c, Config: image.Config, Who: who, Files: files, UserIDs: s.cfg.UserIDs, IOWeight: weighs})
 	if err != nil {
 		return err
 	}
@@ -165,10 +175,29 @@ func (s *Sandbox) start(ctx context.Context, c lease.Container, id string) error
 	}); err != nil {
 		return sortError(err, doing)
 	}
+	// The enclosure stands; from here on the tenant's program runs.
+	if err := s.limitCPU(c.ID, c.Limits.CPU); err != nil {
+		return fmt.Errorf("%s: %w", doing, err)
+	}
 	if _, err := s.tasks.Start(ctx, &tasks.StartRequest{ContainerID: id}); err != nil {
 		return sortError(err, doing)
 	}
 	return nil
+}
+
+// limitCPU takes back what [ocispec.Build] gives the enclosure for its own start.
+func (s *Sandbox) limitCPU(replica lease.ReplicaID, cpu int64) error {
+	for _, folder := range s.cgroups(ocispec.CgroupPath(replica)) {
+		for name, text := range ocispec.CPUFiles(cpu) {
+			file, err := os.OpenFile(filepath.Join(folder, name), os.O_WRONLY, 0)
+			if err != nil {
+				continue // the other kind's, or another controller's folder
+			}
+			_, err = file.WriteString(text)
+			return errors.Join(err, file.Close())
+		}
+	}
+	return fail(RuntimeRefused, "limit the processor: the container has no cgroup")
 }
 
 // prepareScratch makes the folders a root file system consists of, empty, and
@@ -191,7 +220,7 @@ func (s *Sandbox) prepareScratch(c lease.Container, lower ocispec.Layers) ([]lea
 	if err := os.MkdirAll(filepath.Dir(c.Log), 0o755); err != nil {
 		return nil, nil, err
 	}
-	if err := s.giveVolumes(c.Mounts); err != nil {
+	if err := ocispec.GiveVolumes(c.Mounts, s.cfg.UserIDs); err != nil {
 		return nil, nil, err
 	}
 	var files []lease.Mount
@@ -206,36 +235,12 @@ func (s *Sandbox) prepareScratch(c lease.Container, lower ocispec.Layers) ([]lea
 		}
 		files = append(files, lease.Mount{Source: path, Destination: "/etc/" + file.name, ReadOnly: true})
 	}
-	options := []string{"workdir=" + work, "upperdir=" + upper, "lowerdir=" + strings.Join(lower, ":")}
+	// An image may hold device nodes and set-user-id programs of the machine's root.
+	options := []string{"nodev", "nosuid", "workdir=" + work, "upperdir=" + upper, "lowerdir=" + strings.Join(lower, ":")}
 	if s.cfg.UserIDs != 0 {
 		options = append(options, fmt.Sprintf("uidmap=0:%d:%d", s.cfg.UserIDs, ocispec.MappedIDs), fmt.Sprintf("gidmap=0:%d:%d", s.cfg.UserIDs, ocispec.MappedIDs))
 	}
 	return files, []*types.Mount{{Type: "overlay", Source: "overlay", Options: options}}, nil
-}
-
-// giveVolumes makes the replica's root the owner of its volumes. With mapped ids
-// the machine's root is nobody in there; what it owns is a new volume.
-func (s *Sandbox) giveVolumes(mounts []lease.Mount) error {
-	if s.cfg.UserIDs == 0 {
-		return nil
-	}
-	for _, m := range mounts {
-		if m.Tmpfs != 0 || m.ReadOnly {
-			continue
-		}
-		info, err := os.Lstat(m.Source)
-		if err != nil {
-			return err
-		}
-		owner, ok := info.Sys().(*syscall.Stat_t)
-		if !ok || !info.IsDir() || owner.Uid != 0 {
-			continue
-		}
-		if err := os.Lchown(m.Source, int(s.cfg.UserIDs), int(s.cfg.UserIDs)); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // Stop ends a replica: it is asked to, has grace to do so, and is killed. Then
@@ -350,23 +355,13 @@ func (s *Sandbox) waitEnd(ctx context.Context, id, exec string, at time.Duration
 func (s *Sandbox) sweep(ctx context.Context, replica lease.ReplicaID) error {
 	id := replica.Container()
 	folders := s.cgroups(ocispec.CgroupPath(replica))
-	for range 50 { // a fork bomb loses: nothing in a sandbox forks host processes for long once its sentry is killed
-		killed := false
-		for _, folder := range folders {
-			raw, err := os.ReadFile(filepath.Join(folder, "cgroup.procs"))
-			if err != nil {
-				continue
-			}
-			for field := range strings.FieldsSeq(string(raw)) {
-				var pid int
-				if _, err := fmt.Sscan(field, &pid); err == nil && pid > 1 {
-					_ = unix.Kill(pid, unix.SIGKILL) // it may be gone by now
-					killed = true
-				}
-			}
-		}
-		if !killed {
+	for tries := 0; ; tries++ { // a fork bomb loses: nothing in a sandbox forks host processes for long once its sentry is killed
+		err := removeCgroups(folders)
+		if err == nil {
 			break
+		}
+		if tries == 50 {
+			return fail(RuntimeRefused, "remove cgroup: %w", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -374,11 +369,7 @@ func (s *Sandbox) sweep(ctx context.Context, replica lease.ReplicaID) error {
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
-	for _, folder := range folders {
-		_ = os.Remove(folder)               // runsc does it, but for failed starts
-		_ = os.Remove(filepath.Dir(folder)) // the lease's: goes when it is empty
-	}
-	left, err := filepath.Glob(filepath.Join(s.cfg.RunscRoot, s.cfg.Namespace, id+"*"))
+	left, err := filepath.Glob(filepath.Join(s.cfg.RunscRoot, s.cfg.Namespace, "*"+id+"*")) // runsc-ID.sock, too
 	if err != nil {
 		return err
 	}
@@ -390,10 +381,48 @@ func (s *Sandbox) sweep(ctx context.Context, replica lease.ReplicaID) error {
 	return nil
 }
 
-// cgroups are the folders that one cgroup has, if it exists: one in the unified hierarchy, one per
-// controller in the old one.
+// removeCgroups kills who is in there, and removes what is empty. runsc does it,
+// but for failed starts, and sets no limits on a cgroup that it finds.
+func removeCgroups(folders []string) error {
+	var errs []error
+	for _, folder := range folders {
+		raw, _ := os.ReadFile(filepath.Join(folder, "cgroup.procs")) // gone, most of the time
+		for field := range strings.FieldsSeq(string(raw)) {
+			if pid, err := strconv.Atoi(field); err == nil && pid > 1 {
+				_ = unix.Kill(pid, unix.SIGKILL) // it may be gone by now
+			}
+		}
+		if err := os.Remove(folder); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// prepareCgroups makes the cgroup that holds those of all replicas, and says
+// whether the kernel can weigh their disk traffic. runsc fails where it cannot.
+// Where the old hierarchy is used runsc removes no more than the replica's own.
+func (s *Sandbox) prepareCgroups() (weighs bool, err error) {
+	if !s.unified() {
+		return false, nil
+	}
+	all := filepath.Join(s.cfg.CgroupRoot, ocispec.CgroupRoot)
+	if err := os.MkdirAll(all, 0o755); err != nil {
+		return false, err
+	}
+	files, err := filepath.Glob(filepath.Join(all, "io.*weight")) // io.weight, io.bfq.weight
+	return len(files) > 0, err
+}
+
+func (s *Sandbox) unified() bool {
+	_, err := os.Stat(filepath.Join(s.cfg.CgroupRoot, "cgroup.controllers"))
+	return err == nil
+}
+
+// cgroups are the folders that one cgroup has, if it exists: one in the unified
+// hierarchy, one per controller in the old one.
 func (s *Sandbox) cgroups(path string) []string {
-	if _, err := os.Stat(filepath.Join(s.cfg.CgroupRoot, "cgroup.controllers")); err == nil {
+	if s.unified() {
 		return []string{filepath.Join(s.cfg.CgroupRoot, path)}
 	}
 	var all []string
@@ -426,7 +455,7 @@ func (s *Sandbox) collectViews(ctx context.Context) error {
 	}
 	for {
 		part, err := stream.Recv()
-		if isEnd(err) {
+		if errors.Is(err, io.EOF) {
 			return nil
 		}
 		if err != nil {

@@ -4,7 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
-	"encoding/base32"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"maps"
@@ -62,11 +62,9 @@ func hasOwner(labels map[string]string) bool {
 	return false
 }
 
-var shortEncoding = base32.HexEncoding.WithPadding(base32.NoPadding)
-
 func shortHash(text string) string {
 	sum := sha256.Sum256([]byte(text))
-	return strings.ToLower(shortEncoding.EncodeToString(sum[:])[:16])
+	return hex.EncodeToString(sum[:8])
 }
 
 // pullName names the content lease of a pull. The same pull tried again has the
@@ -77,10 +75,11 @@ func pullName(key lease.Key, ref ocispec.Reference) string {
 
 // Pull makes an OCI image usable for a lease and returns its name with digest,
 // as [Sandbox.Start] wants it. The limit, in bytes, is for the compressed and
-// for the unpacked image each. The credentials, which may be nil, are shown to
-// their own host only. The progress, which may be nil, is called by one
-// goroutine at a time, never after Pull has returned, and must not block; done
-// and total are compressed bytes and grow; [ocispec.Phase] puts them in a word.
+// for the unpacked image each; a file counts 16 KiB at least. The credentials,
+// which may be nil, are shown to their own host only. The progress, which may be
+// nil, is called by one goroutine at a time, never after Pull has returned, and
+// must not block; done and total are compressed bytes and grow; [ocispec.Phase]
+// puts them in a word.
 //
 // An image with digest that the lease owns already is not asked for again.
 //
@@ -111,18 +110,23 @@ func (s *Sandbox) Pull(ctx context.Context, key lease.Key, image string, credent
 	if err := s.createContentLease(ctx, name, key); err != nil {
 		return "", err
 	}
-	if err := s.transferImage(ctx, name, ref, credentials, limit, progress); err != nil {
-		if errors.Is(err, ocispec.ErrNoRange) {
-			s.forgetPull(ctx, name, true)
+	err = s.transferImage(ctx, name, ref, credentials, limit, progress)
+	kept := ""
+	if err == nil {
+		kept, err = s.keep(ctx, name, ref, key, limit)
+	}
+	switch failed, ok := errors.AsType[*Error](err); {
+	case err == nil:
+		s.forgetPull(ctx, name, false)
+	case errors.Is(err, ocispec.ErrNoRange), ok && !failed.Temporary():
+		// containerd hears of a pull's end a moment later; what it unpacks meanwhile
+		// would stay. The next attempt has no use for it.
+		for tries := 0; tries < 100 && s.unpacking(ctx, name); tries++ {
+			time.Sleep(100 * time.Millisecond)
 		}
-		return "", err
+		s.forgetPull(ctx, name, true)
 	}
-	kept, err := s.keep(ctx, name, ref, key, limit)
-	if err != nil {
-		return "", err
-	}
-	s.forgetPull(ctx, name, false)
-	return kept, nil
+	return kept, err
 }
 
 // forgetPull deletes the content lease of a pull; Collect does if it cannot.
@@ -169,10 +173,15 @@ func (s *Sandbox) createContentLease(ctx context.Context, name string, key lease
 		leaseLabel:                string(key),
 		"containerd.io/gc.expire": time.Now().Add(keepBroken).UTC().Format(time.RFC3339),
 	}})
-	if err != nil && code(err) != codes.AlreadyExists {
+	if code(err) == codes.AlreadyExists {
+		return nil
+	}
+	if err != nil {
 		return sortError(err, "begin the pull")
 	}
-	return nil
+	// What other pulls of the lease's left when they broke goes now: else a
+	// registry that always breaks them would fill the disk through ever new names.
+	return s.deletePulls(ctx, func(owner lease.Key) bool { return owner == key })
 }
 
 // transferImage has containerd fetch and unpack an image, under the content
@@ -240,7 +249,7 @@ func (s *Sandbox) transferImage(ctx context.Context, name string, ref ocispec.Re
 			}
 			size := s.unpackedUnder(ctx, name)
 			if size > limit {
-				cancel(fail(ImageTooLarge, "the unpacked image has %d bytes or more, %d are allowed", size, limit))
+				cancel(fail(ImageTooLarge, "the unpacked image takes %d bytes or more, %d are allowed", size, limit))
 				return
 			}
 			mu.Lock()
@@ -344,6 +353,14 @@ func answerAuth(stream streaming.Streaming_StreamClient, credentials sdl.Credent
 	}
 }
 
+// unpacking says whether containerd is writing a layer of a pull.
+func (s *Sandbox) unpacking(ctx context.Context, name string) bool {
+	call, cancel := s.call(ctx)
+	defer cancel()
+	list, err := s.leases.ListResources(call, &contentleases.ListResourcesRequest{ID: name})
+	return err == nil && slices.ContainsFunc(list.Resources, func(r *contentleases.Resource) bool { return strings.HasPrefix(r.ID, "extract-") })
+}
+
 // unpackedUnder is how much a pull has unpacked so far. It counts what can be
 // counted: snapshots come and go meanwhile.
 func (s *Sandbox) unpackedUnder(ctx context.Context, name string) (total int64) {
@@ -358,7 +375,7 @@ func (s *Sandbox) unpackedUnder(ctx context.Context, name string) (total int64) 
 			continue
 		}
 		if usage, err := s.snapshots.Usage(call, &snapshots.UsageRequest{Snapshotter: snapshotter, Key: resource.ID}); err == nil {
-			total += usage.Size
+			total += ocispec.Space(usage.Size, usage.Inodes)
 		}
 	}
 	return total
@@ -391,7 +408,7 @@ func (s *Sandbox) keep(ctx context.Context, pulled string, ref ocispec.Reference
 		return "", err
 	}
 	if size > limit {
-		return "", fail(ImageTooLarge, "the unpacked image has %d bytes, %d are allowed", size, limit)
+		return "", fail(ImageTooLarge, "the unpacked image takes %d bytes, %d are allowed", size, limit)
 	}
 	name := ref.WithDigest(target.GetDigest())
 	s.owning.Lock()

@@ -27,9 +27,12 @@
 // Images. A lease that pulls an image owns it through a label on containerd's
 // image record; an image nobody owns goes with the next [Sandbox.Collect]. What
 // a broken pull fetched stays, under a content lease of containerd's that is
-// named after lease and reference, and the next Pull continues there. The
-// registry is asked once for every lease, also when the image is already here:
-// whether this tenant may have it is for the registry to say.
+// named after lease and reference, and the next Pull continues there, unless the
+// failure was for good or the lease began another pull meanwhile. The registry is
+// asked once for every lease, also when the image is already here: whether this
+// tenant may have it is for the registry to say. Its bytes are not fetched twice,
+// so who knows the digest of another lease's OCI image or layer can have it while
+// it is here, through a registry of his own: digests of secret ones are secrets.
 //
 // What survives what:
 //

@@ -216,6 +216,57 @@ func TestOutOfMemoryIsReadFromTheKernel(t *testing.T) {
 	}
 }
 
+func TestCgroupsAreMadeAndWeighed(t *testing.T) {
+	s := newSandbox(t)
+	if weighs, err := s.prepareCgroups(); weighs || err != nil {
+		t.Errorf("old hierarchy: %v, %v", weighs, err)
+	}
+	if err := os.WriteFile(filepath.Join(s.cfg.CgroupRoot, "cgroup.controllers"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if weighs, err := s.prepareCgroups(); weighs || err != nil {
+		t.Errorf("a kernel that cannot weigh: %v, %v", weighs, err)
+	}
+	for _, name := range []string{"io.weight", "io.bfq.weight"} {
+		path := filepath.Join(s.cfg.CgroupRoot, ocispec.CgroupRoot, name)
+		if err := os.WriteFile(path, nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if weighs, err := s.prepareCgroups(); !weighs || err != nil {
+			t.Errorf("%s: %v, %v", name, weighs, err)
+		}
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestCgroupThatStaysIsAnError: runsc would start the next replica in it without
+// limits.
+func TestCgroupThatStaysIsAnError(t *testing.T) {
+	s := newSandbox(t)
+	id := lease.ReplicaID{Lease: "l0123456789", Service: "web"}
+	if err := os.WriteFile(filepath.Join(s.cfg.CgroupRoot, "cgroup.controllers"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	folder := filepath.Join(s.cfg.CgroupRoot, ocispec.CgroupPath(id))
+	if err := os.MkdirAll(filepath.Join(folder, "busy"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		wantReason(t, s.sweep(t.Context(), id), RuntimeRefused)
+	})
+	if err := os.Remove(filepath.Join(folder, "busy")); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.sweep(t.Context(), id); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(folder); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the cgroup is still there: %v", err)
+	}
+}
+
 func TestKeyLock(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var l keyLock

@@ -128,6 +128,7 @@ func TestRootIsForOneDaemon(t *testing.T) {
 }
 
 func TestItEntersItsCgroupThenWaitsThenStarts(t *testing.T) {
+	t.Setenv("PATH", os.Getenv("PATH")) // run leaves another one
 	dir := t.TempDir()
 	modules, procs := filepath.Join(dir, "modules"), filepath.Join(dir, "cgroup.procs")
 	if err := os.WriteFile(procs, nil, 0o600); err != nil {
@@ -156,6 +157,7 @@ func TestItEntersItsCgroupThenWaitsThenStarts(t *testing.T) {
 }
 
 func TestAFailedStartEndsAfterThePause(t *testing.T) {
+	t.Setenv("PATH", os.Getenv("PATH"))
 	synctest.Test(t, func(t *testing.T) {
 		began := time.Now()
 		err := run(t.Context(), []string{"--root", "/dev/null/root", "--pause", "10s"}, io.Discard)

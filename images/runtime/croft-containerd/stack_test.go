@@ -1,4 +1,4 @@
-//go:build provider
+//go:build integration
 
 // The four programs together: pull, run, log, exec, kill, adopt. As root; needs
 // overlayfs and, as on the box, nothing else.
@@ -69,10 +69,9 @@ func newStack(t *testing.T) *stack {
 	}
 	s := &stack{bin: filepath.Join(dir, "bin"), dir: dir, hosts: filepath.Join(dir, "hosts")}
 	t.Cleanup(func() { s.sweep(t) })
-	for _, program := range []string{".", "../containerd-shim-runc-v2", "../croft-rotlog"} {
-		build(t, program, s.bin+"/")
+	for _, program := range []string{"croft-containerd", "containerd-shim-runc-v2", "croft-rotlog", "croft-runsc"} {
+		getProgram(t, program, filepath.Join(s.bin, program))
 	}
-	build(t, "../croft-runsc", s.bin+"/")
 	if s.log, err = os.Create(filepath.Join(dir, "daemon.log")); err != nil {
 		t.Fatal(err)
 	}
@@ -80,12 +79,29 @@ func newStack(t *testing.T) *stack {
 	return s
 }
 
-// build builds a folder with the flags of the image, in the folder, for it may be
-// of another module.
+// getProgram copies a program from the folder that CROFT_RUNTIME names, or builds it.
+func getProgram(t *testing.T, program, to string) {
+	t.Helper()
+	from := os.Getenv("CROFT_RUNTIME")
+	if from == "" {
+		build(t, filepath.Join("..", program), to)
+		return
+	}
+	raw, err := os.ReadFile(filepath.Join(from, program))
+	if err == nil {
+		err = errors.Join(os.MkdirAll(filepath.Dir(to), 0o755), os.WriteFile(to, raw, 0o755))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// build builds a folder with the flags of the image, see images/build, in the
+// folder, for it may be of another module.
 func build(t *testing.T, folder, output string) {
 	t.Helper()
-	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", output, ".")
-	cmd.Dir, cmd.Env = folder, append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off")
+	cmd := exec.Command("go", "build", "-ldflags=-s -w -buildid=", "-o", output, ".")
+	cmd.Dir, cmd.Env = folder, append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off", "GOFLAGS=-trimpath -buildvcs=false")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("build %s: %v\n%s", folder, err, out)
 	}

@@ -14,8 +14,9 @@
 // policy holds the flags that decide how strong the sandbox is. They are put
 // before the caller's; a caller that names one of them with another value is
 // refused. runsc lets annotations of a container (dev.gvisor.…) change flags and
-// mounts; a container with one of them is not created. The agent passes no
-// annotation of a tenant anyway. Should one get through, runsc would hand the
+// mounts; a container with one of them, or with hooks, which are programs that
+// runsc would start outside, is not created. The agent passes no annotation of a
+// tenant and no hook anyway. Should one get through, runsc would hand the
 // changed flag to the sandbox it starts, and that is this program again.
 //
 // The version of gVisor is the module's, pinned in go.mod; newer ones want a
@@ -29,6 +30,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -102,7 +104,7 @@ func enforce(args []string) ([]string, error) {
 		}
 	}
 	if i < len(args) && args[i] == "create" {
-		if err := checkAnnotations(valueOf(args[i+1:], "bundle")); err != nil {
+		if err := checkSpec(valueOf(args[i+1:], "bundle")); err != nil {
 			return nil, err
 		}
 	}
@@ -141,17 +143,22 @@ func valueOf(args []string, wanted string) string {
 	return ""
 }
 
-// checkAnnotations refuses a container whose annotations speak to gVisor.
-func checkAnnotations(bundle string) error {
+// checkSpec refuses a container whose annotations speak to gVisor, or that wants
+// programs run outside.
+func checkSpec(bundle string) error {
 	data, err := os.ReadFile(filepath.Join(bundle, "config.json")) // no bundle: the working folder
 	if err != nil {
 		return fmt.Errorf("read the container's specification: %w", err)
 	}
 	var spec struct {
 		Annotations map[string]string `json:"annotations"`
+		Hooks       json.RawMessage   `json:"hooks"`
 	}
 	if err := json.Unmarshal(data, &spec); err != nil {
 		return fmt.Errorf("read the container's specification: %w", err)
+	}
+	if spec.Hooks != nil {
+		return errors.New("hooks are refused: on the box no container has programs run outside of its sandbox")
 	}
 	for key := range spec.Annotations {
 		if strings.HasPrefix(key, "dev.gvisor.") {

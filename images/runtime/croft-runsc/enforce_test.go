@@ -45,7 +45,7 @@ func TestCallerCannotLoosenTheSandbox(t *testing.T) {
 	}
 }
 
-func TestAnnotationsDoNotReachTheSandbox(t *testing.T) {
+func TestContainersDoNotInstructTheSandbox(t *testing.T) {
 	for _, tc := range []struct {
 		name, spec string
 		refused    bool
@@ -54,6 +54,7 @@ func TestAnnotationsDoNotReachTheSandbox(t *testing.T) {
 		{"of others", `{"annotations":{"io.croft.lease":"l0123456789"}}`, false},
 		{"a flag", `{"annotations":{"dev.gvisor.flag.host-uds":"all"}}`, true},
 		{"a mount", `{"annotations":{"dev.gvisor.spec.mount.v.type":"bind"}}`, true},
+		{"a hook", `{"hooks":{"createRuntime":[{"path":"/bin/sh"}]}}`, true},
 		{"broken", `{`, true},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -41,6 +41,15 @@ func main() {
 		line, _ := json.Marshal(seen)
 		fmt.Println(string(line))
 		fmt.Fprintln(os.Stderr, "and this is the other stream")
+	case "fork": // without end
+		fmt.Println("forking")
+		for {
+			if _, err := syscall.ForkExec("/guest", []string{"/guest", "deaf"}, &syscall.ProcAttr{}); err != nil {
+				time.Sleep(time.Millisecond)
+			}
+		}
+	case "attack": // all that must not work
+		attack()
 	case "exit":
 		code, _ := strconv.Atoi(os.Args[2])
 		os.Exit(code)
@@ -70,6 +79,10 @@ func main() {
 				os.Exit(code)
 			}
 			time.Sleep(20 * time.Millisecond)
+		}
+	case "chatter": // without end
+		for {
+			fmt.Println(strings.Repeat("words ", 1000))
 		}
 	case "processes": // that this one can see, with their arguments
 		entries, _ := os.ReadDir("/proc")
