@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -15,19 +16,22 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/croft-cloud/croft"
+	"github.com/croft-cloud/croft/cmd/croft/session"
 	"github.com/croft-cloud/croft/firmware/boards"
+	"github.com/croft-cloud/croft/firmware/esp"
 	"github.com/croft-cloud/croft/images/build"
 	"github.com/croft-cloud/croft/images/media"
+	"github.com/croft-cloud/croft/provisioning/joinfile"
 )
 
 func newImageCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "image", Short: "Build, inspect and write disk images", Args: noCommand, RunE: help}
-	cmd.AddCommand(newImageBuildCommand(), newImageInspectCommand(), newImageWriteCommand())
+	cmd := &cobra.Command{Use: "image", Short: "Build, inspect and write disk images, and say what they join", Args: noCommand, RunE: help}
+	cmd.AddCommand(newImageBuildCommand(), newImageInspectCommand(), newImageNetworkCommand(), newImageWriteCommand())
 	return cmd
 }
 
 func newImageBuildCommand() *cobra.Command {
-	var board, version string
+	var board, version, network string
 	var opts build.Options
 	cmd := &cobra.Command{
 		Use:   "build",
@@ -36,9 +40,14 @@ func newImageBuildCommand() *cobra.Command {
 
 Makes a disk image, the root and the kernel image in it, a manifest with the
 digest of everything, and an SBOM. Nothing in the output folder changes before
-all of them are complete. Downloads the kernel once; needs 2 GiB of free space.`,
+all of them are complete. Downloads the kernel once; needs 2 GiB of free space.
+
+With --network the boxes join a network: they let what they have on its chain,
+through its relays. Without, they boot and show their page. croft image network
+changes that later; root and kernel image are the same with every network.`,
 		Example: `  croft image build
-  croft image build --board uefi-x86 --version 1.4.0 --out /srv/releases/1.4.0`,
+  croft image build --board uefi-x86 --version 1.4.0 --out /srv/releases/1.4.0
+  croft image build --network network.json`,
 		Args: exactArgs(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var err error
@@ -46,6 +55,11 @@ all of them are complete. Downloads the kernel once; needs 2 GiB of free space.`
 				return err
 			}
 			opts.Version = croft.Version(version)
+			if network != "" {
+				if opts.Network, err = readNetwork(network); err != nil {
+					return err
+				}
+			}
 			steps := newSteps(cmd.ErrOrStderr())
 			opts.Progress = steps.begin
 			result, err := build.Build(cmd.Context(), opts)
@@ -66,6 +80,7 @@ all of them are complete. Downloads the kernel once; needs 2 GiB of free space.`
 	f.StringVar(&opts.Out, "out", "build", "folder for the results")
 	f.StringVar(&opts.Source, "source", ".", "root folder of croft's source")
 	f.StringVar(&opts.Cache, "cache", "", "folder for downloads (default: cache below --out)")
+	f.StringVar(&network, "network", "", "file that says which network the boxes join (default: none)")
 	f.StringVar(&version, "version", "", "name of the release (default: from the commit)")
 	complete := func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 		return boards.Names(), cobra.ShellCompDirectiveNoFileComp
@@ -155,6 +170,88 @@ first, and what is wrong with it. Only reads.`,
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "answer in JSON")
 	return cmd
+}
+
+func newImageNetworkCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "network IMAGE [FILE]",
+		Short: "Say which network the boxes of an image join, or show it",
+		Long: `Say which network the boxes of an image join, or show it.
+
+FILE is JSON: where the chain and the relays are. It goes onto the image's EFI
+partition, in the place of the one that may be there; nothing else changes, and
+it holds no secret. A box reads it when it starts. On a stick that is written
+already, any computer can put the file there, as croft/network.json.`,
+		Example: `  croft image network build/croft-uefi-x86.img network.json
+  croft image network build/croft-uefi-x86.img`,
+		Args: session.Args(1, 2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 1 {
+				return showNetwork(cmd.OutOrStdout(), args[0])
+			}
+			network, err := readNetwork(args[1])
+			if err != nil {
+				return err
+			}
+			if err := media.SetNetwork(args[0], network); err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "boxes with %s join %s\n", args[0], network.Chain.ID)
+			return nil
+		},
+	}
+}
+
+// readNetwork reads the file that says which network boxes join.
+func readNetwork(path string) (*joinfile.Network, error) {
+	const remedy = "`croft relay` prints its part of it; the README shows a whole one"
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, &croft.Error{Kind: croft.KindNotFound, Err: fmt.Errorf("network file %s does not exist", path), Remedy: remedy}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the network file: %w", err)
+	}
+	defer f.Close()
+	raw, err := io.ReadAll(io.LimitReader(f, joinfile.MaxSize+1))
+	if err != nil {
+		return nil, fmt.Errorf("read the network file: %w", err)
+	}
+	network, err := joinfile.Parse(raw)
+	if e, ok := errors.AsType[*croft.Error](err); ok { // its remedy is for boxes
+		return nil, &croft.Error{Kind: e.Kind, Err: fmt.Errorf("%s: %w", path, e.Err), Remedy: remedy}
+	}
+	return network, err
+}
+
+// showNetwork prints the network file of an image or a disk.
+func showNetwork(w io.Writer, path string) error {
+	about, err := media.Inspect(path)
+	if err != nil {
+		return err
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("open image: %w", err)
+	}
+	defer f.Close()
+	part := about.Partitions[0]
+	volume, err := esp.OpenVolume(io.NewSectionReader(f, part.Start, part.Size))
+	if err != nil {
+		return fmt.Errorf("read the EFI partition of %s: %w", path, err)
+	}
+	raw, err := volume.ReadFile(joinfile.Path, joinfile.MaxSize)
+	if errors.Is(err, fs.ErrNotExist) {
+		return &croft.Error{
+			Kind: croft.KindNotFound, Err: fmt.Errorf("%s has no network file: its boxes join none", path),
+			Remedy: "put one there with `croft image network " + path + " FILE`",
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("read the network file of %s: %w", path, err)
+	}
+	_, err = w.Write(raw)
+	return err
 }
 
 func newImageWriteCommand() *cobra.Command {

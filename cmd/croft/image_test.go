@@ -18,6 +18,7 @@ import (
 
 	"github.com/croft-cloud/croft"
 	"github.com/croft-cloud/croft/agent/ownerpage"
+	"github.com/croft-cloud/croft/agent/ownerpage/letting"
 	"github.com/croft-cloud/croft/images/media"
 )
 
@@ -110,16 +111,91 @@ func TestProgress(t *testing.T) {
 
 // The demo reads the owner page without sharing its types.
 func TestDemoReadsWhatTheOwnerPageSays(t *testing.T) {
-	raw, err := json.Marshal(ownerpage.StatusJSON{Name: "croft-abcd", Slot: croft.SlotB, State: ownerpage.Healthy, Network: ownerpage.Online})
+	room := letting.Room{CPU: 100, Memory: 1 << 29, Storage: 1 << 29}
+	month := letting.Coin{Denom: "uakt", Amount: 1_240_000}
+	for _, tc := range []struct {
+		name               string
+		report             letting.Report
+		open, earns, empty bool
+	}{
+		{"a new box waits", letting.Report{State: letting.NoChain}, false, false, false},
+		{"a box without work is open", letting.Report{State: letting.Open}, true, false, true},
+		{"what is kept for an offer is not free", letting.Report{State: letting.Open, Offered: room}, true, false, false},
+		{"what a lease left is not free", letting.Report{State: letting.Open, Leased: room}, true, false, false},
+		{"a box with a tenant earns", letting.Report{State: letting.Working, Tenants: 1, Leased: room, Leases: []letting.Lease{{Room: room, Month: month}}}, false, true, false},
+		{"how much is not known at once", letting.Report{State: letting.Working, Tenants: 1, Leased: room, Leases: []letting.Lease{{Room: room}}}, false, false, false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			tc.report.Account = "akash1vz375dkt0c60annyp6mkzeejfq0qpyevhseu05"
+			words := tc.report.Words()
+			raw, err := json.Marshal(ownerpage.StatusJSON{Name: "croft-abcd", Slot: croft.SlotB, State: ownerpage.Healthy, Network: ownerpage.Online, Hosting: &words})
+			if err != nil {
+				t.Fatal(err)
+			}
+			var s boxStatus
+			if err := json.Unmarshal(raw, &s); err != nil {
+				t.Fatal(err)
+			}
+			if !s.healthy() || s.Name != "croft-abcd" || s.Slot != croft.SlotB || string(s.Hosting.Account) != tc.report.Account || s.Hosting.Line != words.Line {
+				t.Errorf("read %+v from %s", s, raw)
+			}
+			if s.open() != tc.open || s.earns() != tc.earns || s.free() != tc.empty {
+				t.Errorf("open %v, earns %v, free %v; want %v, %v, %v", s.open(), s.earns(), s.free(), tc.open, tc.earns, tc.empty)
+			}
+		})
+	}
+}
+
+// Two demos in one folder would take each other's disks away.
+func TestOneDemoAtATime(t *testing.T) {
+	out := filepath.Join(t.TempDir(), "build")
+	unlock, err := lockDemo(out)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var s boxStatus
-	if err := json.Unmarshal(raw, &s); err != nil {
-		t.Fatal(err)
+	if _, err := lockDemo(out); croft.KindOf(err) != croft.KindRefused {
+		t.Errorf("second demo: %v, want an error of kind %q", err, croft.KindRefused)
 	}
-	if !s.healthy() || s.Name != "croft-abcd" || s.Slot != croft.SlotB {
-		t.Errorf("read %+v from %s", s, raw)
+	unlock()
+	if unlock, err = lockDemo(out); err != nil {
+		t.Fatalf("after the first: %v", err)
+	}
+	unlock()
+}
+
+// The demo shows that time goes by, and only when nothing else does.
+func TestDemoShowsThatTimeGoesBy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var got bytes.Buffer
+		d := &demo{w: &lastWrite{w: &got}}
+		err := d.play(t.Context(), []step{
+			{"one", func(context.Context) (string, error) {
+				time.Sleep(4500 * time.Millisecond)
+				d.tell("still here")
+				time.Sleep(6 * time.Second)
+				return "done", nil
+			}},
+			{"two", func(context.Context) (string, error) { return "", errors.New("it rains") }},
+		})
+		if err == nil || err.Error() != "step 2, two: it rains" {
+			t.Errorf("error is %v", err)
+		}
+		if want := "    still here\n    … one, 10 s\n 1  one                                                    10.5 s  done\n"; got.String() != want {
+			t.Errorf("printed\n%s, want\n%s", got.String(), want)
+		}
+	})
+}
+
+func TestIndentedPassesWholeLinesOn(t *testing.T) {
+	var got bytes.Buffer
+	w := &indented{w: &got}
+	for _, part := range []string{"one", " line\nan", "other\n", "half"} {
+		if _, err := io.WriteString(w, part); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if want := "    one line\n    another\n"; got.String() != want {
+		t.Errorf("printed %q, want %q", got.String(), want)
 	}
 }
 

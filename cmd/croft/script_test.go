@@ -191,8 +191,10 @@ func makeESP(path string, files map[string][]byte) error {
 	if err != nil {
 		return err
 	}
-	if err := fs.Mkdir("/EFI/Linux"); err != nil {
-		return err
+	for _, dir := range []string{"/EFI/Linux", "/croft"} {
+		if err := fs.Mkdir(dir); err != nil {
+			return err
+		}
 	}
 	for name, content := range files {
 		f, err := fs.OpenFile("/EFI/Linux/"+name, os.O_CREATE|os.O_RDWR)

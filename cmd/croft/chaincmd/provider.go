@@ -102,7 +102,11 @@ func (g *gatewayCall) gateway(ctx context.Context, c *client.Client, key *sessio
 		}
 		uri = p.GetHostUri()
 	}
-	cfg := gatewayclient.Config{Provider: provider, URI: uri, Registry: c, Signer: key}
+	dial, err := g.Dialer()
+	if err != nil {
+		return nil, err
+	}
+	cfg := gatewayclient.Config{Provider: provider, URI: uri, Registry: c, Signer: key, Dial: dial}
 	if g.auth == "mtls" {
 		pair, err := keptPair(g.Options, key.Address())
 		if err != nil {
@@ -329,7 +333,11 @@ func statusCommand(o *session.Options) *cobra.Command {
 				}
 				url = p.GetHostUri()
 			}
-			gateway, err := gatewayclient.New(gatewayclient.Config{Provider: provider, URI: url, Registry: c})
+			dial, err := o.Dialer()
+			if err != nil {
+				return nil, err
+			}
+			gateway, err := gatewayclient.New(gatewayclient.Config{Provider: provider, URI: url, Registry: c, Dial: dial})
 			if err != nil {
 				return nil, err
 			}

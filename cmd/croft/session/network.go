@@ -24,6 +24,10 @@ type Network struct {
 	Node    string `json:"node"`               // CometBFT JSON-RPC
 	GRPC    string `json:"grpc,omitempty"`     // empty: port 9090 of Node's host
 	REST    string `json:"rest,omitempty"`     // for the faucet of a local chain; empty: none known
+
+	// RelayHTTP is where a relay on this machine takes plain HTTP for names below
+	// localhost: host:port. Empty: at port 80.
+	RelayHTTP string `json:"relay_http,omitempty"`
 }
 
 // localNetwork is the chain that `croft-chaind start` runs on this machine.
@@ -159,14 +163,14 @@ func (o *Options) Networks() (all map[string]Network, current string, err error)
 
 // UseNetwork makes later commands talk to the network of that name. If --node
 // was given, the network is written down, or changed, first.
-func (o *Options) UseNetwork(name, rest string) error {
+func (o *Options) UseNetwork(name, rest, relayHTTP string) error {
 	s, err := o.settings()
 	if err != nil {
 		return err
 	}
 	if o.over.Node != "" {
 		n := o.over
-		n.REST = rest
+		n.REST, n.RelayHTTP = rest, relayHTTP
 		s.Networks = maps.Clone(s.Networks)
 		if s.Networks == nil {
 			s.Networks = make(map[string]Network)

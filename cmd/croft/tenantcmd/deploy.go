@@ -95,7 +95,15 @@ func openTenant(t *session.TxOptions, cmd *cobra.Command) (*tenant.Tenant, *clie
 	if err != nil {
 		return nil, nil, err
 	}
-	who, err := tenant.New(tenant.Config{Chain: call.Chain, Signer: call.Key, Store: store, FeeGranter: granter})
+	dial, err := t.Dialer()
+	if err != nil {
+		return nil, nil, err
+	}
+	visitor, err := t.Visitor()
+	if err != nil {
+		return nil, nil, err
+	}
+	who, err := tenant.New(tenant.Config{Chain: call.Chain, Signer: call.Key, Store: store, FeeGranter: granter, Dial: dial, HTTP: visitor})
 	return who, call.Chain, err
 }
 
@@ -236,20 +244,17 @@ func resumable(err error, r *tenant.Record) error {
 // report is what a deploy prints in the end.
 func report(o *session.Options, cmd *cobra.Command, r *tenant.Record) error {
 	t := session.Table{Head: []string{"dseq", "name", "stage", "url"}}
-	for _, url := range append(urls(r), "")[:max(1, len(r.URIs))] {
+	for _, url := range append(urls(o, r), "")[:max(1, len(r.URIs))] {
 		t.Row(strconv.FormatUint(r.DSeq, 10), r.Name, string(r.Stage), url)
 	}
-	return o.Show(cmd, t, deploymentView(r))
+	return o.Show(cmd, t, deploymentView(o, r))
 }
 
 // urls are where a deployment answers.
-func urls(r *tenant.Record) []string {
+func urls(o *session.Options, r *tenant.Record) []string {
 	all := make([]string, 0, len(r.URIs))
 	for _, uri := range r.URIs {
-		if !strings.Contains(uri, "://") {
-			uri = "http://" + uri
-		}
-		all = append(all, uri)
+		all = append(all, o.Link(uri))
 	}
 	return all
 }
@@ -277,10 +282,10 @@ type price struct {
 	Amount string `json:"amount"` // for each block
 }
 
-func deploymentView(r *tenant.Record) deployment {
+func deploymentView(o *session.Options, r *tenant.Record) deployment {
 	v := deployment{
 		DSeq: strconv.FormatUint(r.DSeq, 10), Owner: string(r.Owner), Name: r.Name, Stage: string(r.Stage), Reason: r.Reason,
-		URLs: urls(r), Leases: []lease{},
+		URLs: urls(o, r), Leases: []lease{},
 	}
 	for _, l := range r.Leases {
 		v.Leases = append(v.Leases, lease{l.GSeq, l.OSeq, string(l.Provider), price{l.Denom, l.Amount}})
@@ -370,7 +375,7 @@ func (s *screen) show(p tenant.Progress) {
 	}
 	var waiting []string
 	for i, l := range p.Leases {
-		if text := l.Summary(); text != "" && i < len(p.Record.Leases) {
+		if text := l.Summary(); text != "" && i < len(p.Record.Leases) && !strings.Contains(line, text) {
 			waiting = append(waiting, text)
 		}
 	}

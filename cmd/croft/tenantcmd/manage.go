@@ -187,12 +187,12 @@ type overview struct {
 	owed  []akash.Price
 }
 
-func overviewOf(o tenant.Overview, pace *quote.Pace) (overview, error) {
+func overviewOf(opts *session.Options, o tenant.Overview, pace *quote.Pace) (overview, error) {
 	record := o.Record
 	if record == nil {
 		record = &tenant.Record{Owner: o.ID.Owner, DSeq: o.ID.DSeq}
 	}
-	v := overview{deployment: deploymentView(record), State: stateOf(o)}
+	v := overview{deployment: deploymentView(opts, record), State: stateOf(o)}
 	v.Leases = []lease{}
 	for _, l := range o.Leases {
 		id := akash.LeaseIDOf(l.GetLease().GetId())
@@ -238,7 +238,7 @@ func newListCommand(o *session.Options) *cobra.Command {
 		}
 		views := []overview{}
 		for _, d := range found {
-			v, err := overviewOf(d, pace)
+			v, err := overviewOf(o, d, pace)
 			if err != nil {
 				return err
 			}
@@ -255,7 +255,7 @@ func newCostCommand(o *session.Options) *cobra.Command {
 	t := o.BriefSigning(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		return about(t, cmd, args, func(ctx context.Context, _ *tenant.Tenant, c *client.Client, d tenant.Overview) error {
-			v, err := overviewOf(d, measure(ctx, c))
+			v, err := overviewOf(o, d, measure(ctx, c))
 			if err != nil {
 				return err
 			}
@@ -289,7 +289,7 @@ func newStatusCommand(o *session.Options) *cobra.Command {
 	t := o.BriefSigning(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		return about(t, cmd, args, func(ctx context.Context, who *tenant.Tenant, c *client.Client, d tenant.Overview) error {
-			v, err := overviewOf(d, measure(ctx, c))
+			v, err := overviewOf(o, d, measure(ctx, c))
 			if err != nil {
 				return err
 			}
@@ -299,7 +299,7 @@ func newStatusCommand(o *session.Options) *cobra.Command {
 			for _, p := range v.owed {
 				v.Owed = append(v.Owed, viewPrice(p))
 			}
-			services := servicesOf(ctx, who, d)
+			services := servicesOf(ctx, o, who, d)
 			table := session.Table{Head: []string{"service", "ready", "url", "provider"}, None: "it has no lease; `croft tenant deploy --resume --dseq " + v.DSeq + "` waits for bids"}
 			if v.State != deploymentv1.Deployment_active.String() {
 				table.None = "it is over"
@@ -388,7 +388,7 @@ func brief(s string) string {
 }
 
 // servicesOf asks each provider. One that does not answer hides no other.
-func servicesOf(ctx context.Context, who *tenant.Tenant, d tenant.Overview) []serviceView {
+func servicesOf(ctx context.Context, o *session.Options, who *tenant.Tenant, d tenant.Overview) []serviceView {
 	views := []serviceView{}
 	for _, l := range d.Leases {
 		id := akash.LeaseIDOf(l.GetLease().GetId())
@@ -401,7 +401,7 @@ func servicesOf(ctx context.Context, who *tenant.Tenant, d tenant.Overview) []se
 			s := status.Services[name]
 			v := serviceView{Provider: string(id.Provider), GSeq: id.GSeq, OSeq: id.OSeq, Service: name, Available: s.Available, Total: s.Total, URLs: []string{}}
 			for _, uri := range s.URIs {
-				v.URLs = append(v.URLs, "http://"+uri)
+				v.URLs = append(v.URLs, o.Link(uri))
 			}
 			for _, p := range status.Ports[name] {
 				v.URLs = append(v.URLs, fmt.Sprintf("%s://%s:%d", strings.ToLower(p.Proto), p.Host, p.ExternalPort))
@@ -611,7 +611,7 @@ func newDepositCommand(o *session.Options) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			v, err := overviewOf(after, measure(ctx, c))
+			v, err := overviewOf(o, after, measure(ctx, c))
 			if err != nil {
 				return err
 			}

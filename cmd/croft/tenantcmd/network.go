@@ -11,7 +11,7 @@ import (
 )
 
 func newNetworkCommand(o *session.Options) *cobra.Command {
-	var rest string
+	var rest, relayHTTP string
 	use := &cobra.Command{
 		Use:   "use NAME",
 		Short: "Choose the network that later commands talk to",
@@ -24,7 +24,7 @@ A flag or environment variable (--node or CROFT_NODE, …) beats the choice.`,
   croft tenant network use home --node http://192.168.1.20:26657 --chain-id croft-1`,
 		Args: session.Args(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := o.UseNetwork(args[0], rest); err != nil {
+			if err := o.UseNetwork(args[0], rest, relayHTTP); err != nil {
 				return err
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "using network %s\n", args[0])
@@ -32,6 +32,7 @@ A flag or environment variable (--node or CROFT_NODE, …) beats the choice.`,
 		},
 	}
 	use.Flags().StringVar(&rest, "rest", "", "the node's REST address, for the faucet of a local chain")
+	use.Flags().StringVar(&relayHTTP, "relay-http", "", "where a relay on this machine takes plain HTTP, host:port (default: port 80)")
 	list := &cobra.Command{
 		Use:     "ls",
 		Aliases: []string{"list"},
