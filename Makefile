@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test build unit race lint law gen check integration vm bench fuzz image cover clean
+.PHONY: help setup demo test build unit race lint law gen check runtime integration vm bench fuzz image cover clean
 
 export PATH := $(PATH):/usr/local/go/bin
 export CGO_ENABLED ?= 0
@@ -10,6 +10,8 @@ export GOFLAGS ?= -buildvcs=false
 CROFT := go run ./cmd/croft
 TOOL := go tool -modfile=internal/tools/go.mod
 FUZZTIME ?= 30s
+RUNTIME := $(CURDIR)/build/runtime
+GO_RUNTIME = GOWORK=off GOFLAGS="-trimpath -buildvcs=false" go build -ldflags="-s -w -buildid=" -o $(RUNTIME)/
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,7 +19,7 @@ help: ## list the targets
 setup: ## install what a bare Debian 12 lacks
 	@./setup.sh
 
-demo: setup ## build the image, boot it in QEMU, print the owner page's address (CHECK=1: leave when seen)
+demo: setup ## a box that earns: image, QEMU, chain, relay, a tenant's lease (CHECK=1: leave when seen)
 	$(CROFT) demo $(if $(CHECK),--check)
 
 test: setup ## all that CI runs: unit, law, integration, vm; goes on after a failure and names it at the end
@@ -50,9 +52,15 @@ check: ## what a change must pass: gen leaves no difference, lint, law, race
 	[ "$$before" = "$$(git status --porcelain; git diff)" ] || { echo "make gen changed files: commit them"; exit 1; }
 	$(MAKE) --no-print-directory lint law race
 
-integration: ## tests with real neighbours (build tag integration)
-	@pkgs=$$(grep -rlE --include='*_test.go' '^//go:build .*\bintegration\b' . | xargs -r -n1 dirname | sort -u || true); \
-	if [ -z "$$pkgs" ]; then echo "no package has integration tests yet"; else set -x; go test -tags integration -count=1 -timeout 30m $$pkgs; fi
+runtime: ## the programs that integration tests run, into build/runtime
+	cd images/runtime && $(GO_RUNTIME) ./containerd-shim-runc-v2 ./croft-containerd ./croft-rotlog
+	cd images/runtime/croft-runsc && $(GO_RUNTIME) .
+	go build -o $(RUNTIME)/ ./cmd/croft-chaind
+
+integration: runtime ## tests with real neighbours (build tag integration)
+	set -x; export CROFT_RUNTIME=$(RUNTIME); go test -tags integration -count=1 -timeout 30m \
+		$$(grep -rlE --include='*_test.go' --exclude-dir=runtime '^//go:build .*\bintegration\b' . | xargs -n1 dirname | sort -u); \
+		cd images/runtime && go test -tags integration -count=1 ./... && cd croft-runsc && go test -count=1 ./...
 	cd images/gokrazy && go test -count=1 ./...
 
 vm: ## boot, faults, power cuts and slots in QEMU (build tag vm)
