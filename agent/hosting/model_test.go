@@ -1,6 +1,7 @@
 package hosting
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"flag"
@@ -614,6 +615,7 @@ func (m *model) quiet(t *testing.T) {
 func (m *model) rest(t *testing.T, when string) {
 	why := ""
 	for round := range 40 {
+		m.learn()
 		m.mu.Lock()
 		bad := len(m.wrong) > 0
 		for _, d := range m.deployed {
@@ -640,6 +642,20 @@ func (m *model) rest(t *testing.T, when string) {
 		}
 	}
 	t.Errorf("no rest %s: %s", when, why)
+}
+
+// learn notes the manifests that leases have of their siblings.
+func (m *model) learn() {
+	for _, at := range m.life.p.provider.Leases() {
+		taken, err := m.life.p.workloads.Manifest(at.ID)
+		m.mu.Lock()
+		if d := m.deployed[at.ID.DeploymentID]; err == nil && d != nil {
+			if v := slices.IndexFunc(d.app.raw, func(raw []byte) bool { return bytes.Equal(raw, taken.Raw) }); v >= 0 {
+				m.accepted[at.ID] = v
+			}
+		}
+		m.mu.Unlock()
+	}
 }
 
 // restless is what is not yet as it should be.
