@@ -106,6 +106,9 @@ func (p *Provider) publish() {
 			s.leases = append(s.leases, e.wonLease(id, en))
 		}
 	}
+	if last := p.status.Load(); last != nil && last.Unready != "" && s.Unready == "" {
+		e.surveySoon() // orders that came meanwhile were refused
+	}
 	p.status.Store(s)
 }
 
