@@ -25,11 +25,17 @@ type backend struct{ p *parts }
 
 // Accept implements gateway.Manifests.
 func (b backend) Accept(ctx context.Context, id akash.DeploymentID, raw []byte) error {
-	if err := b.p.workloads.Accept(ctx, id.Owner, id.DSeq, raw); err != nil {
-		return err
-	}
+	err := b.p.workloads.Accept(ctx, id.Owner, id.DSeq, raw)
 	for _, l := range b.p.provider.Leases() {
-		if l.ID.DeploymentID != id || l.Manifest {
+		if l.ID.DeploymentID != id {
+			continue
+		}
+		if err != nil {
+			b.p.refusals.note(l.ID, err)
+			continue
+		}
+		b.p.refusals.forget(l.ID)
+		if l.Manifest {
 			continue
 		}
 		if _, err := b.p.workloads.Manifest(l.ID); err != nil {
@@ -41,7 +47,7 @@ func (b backend) Accept(ctx context.Context, id akash.DeploymentID, raw []byte) 
 			return err
 		}
 	}
-	return nil
+	return err
 }
 
 // Manifest implements gateway.Manifests.
@@ -195,6 +201,13 @@ const podsEvery = 2 * time.Second
 func (b backend) Events(ctx context.Context, id akash.LeaseID, services []string, follow bool) iter.Seq2[lease.Event, error] {
 	return func(yield func(lease.Event, error) bool) {
 		events, err := b.p.workloads.Events(ctx, id, 0, follow)
+		refused, was := b.p.refusals.of(id)
+		if was && (err == nil || !follow) && len(services) == 0 && !yield(refused, nil) {
+			return
+		}
+		if was && err != nil && !follow {
+			return // there is nothing else to tell yet
+		}
 		if err != nil {
 			yield(lease.Event{}, err)
 			return

@@ -53,6 +53,7 @@ type parts struct {
 
 	rest, grpc *doorway // of the gateway
 	doors      doors
+	refusals   refusals
 
 	room    atomic.Pointer[offer.Room]    // what the box lets
 	sick    atomic.Pointer[string]        // why it takes no new lease
@@ -405,7 +406,12 @@ const (
 // collectTrouble looks for bad news of the leases that run.
 func (p *parts) collectTrouble(ctx context.Context) {
 	found := []lease.Event{}
+	var running []akash.LeaseID
 	for _, l := range p.provider.Leases() {
+		running = append(running, l.ID)
+		if e, ok := p.refusals.of(l.ID); ok {
+			found = append(found, e)
+		}
 		events, err := p.workloads.Events(ctx, l.ID, 0, false)
 		if err != nil {
 			continue // its manifest has not come yet
@@ -416,6 +422,7 @@ func (p *parts) collectTrouble(ctx context.Context) {
 			}
 		}
 	}
+	p.refusals.keep(running)
 	slices.SortStableFunc(found, func(a, b lease.Event) int { return b.At.Compare(a.At) })
 	found = found[:min(len(found), keepTrouble)]
 	p.trouble.Store(&found)

@@ -27,6 +27,7 @@ import (
 	"github.com/croft-cloud/croft/agent/journal"
 	"github.com/croft-cloud/croft/agent/lease"
 	"github.com/croft-cloud/croft/agent/leasedisk"
+	"github.com/croft-cloud/croft/chain/npmpeer"
 	"github.com/croft-cloud/croft/internal/rig/outside"
 	"github.com/croft-cloud/croft/relay/wire"
 )
@@ -65,8 +66,15 @@ func outsideMain(inside string) int {
 		panic(err)
 	}
 	if ready := os.Getenv("CROFT_RUNTIME"); ready != "" {
-		dir = ready
+		if err := os.CopyFS(dir, os.DirFS(ready)); err != nil { // the checkout may be closed to the users of sandboxes
+			fmt.Println(err)
+			return 1
+		}
 	} else if err := buildPrograms(dir); err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	if _, err := npmpeer.Install(context.Background()); err != nil { // there is no way out of the namespaces
 		fmt.Println(err)
 		return 1
 	}
@@ -239,8 +247,8 @@ func newBox(t *testing.T, w *outside.World) *box {
 		Network: w.Network(outside.FromHost), Device: device, Key: key, Keeper: noKeeper{}, disks: folders{filepath.Join(dir, "disks")},
 		Dir: filepath.Join(dir, "perm", "hosting"), RunDir: filepath.Join(dir, "run"), Version: "0.0.0",
 		Containerd: filepath.Join(dir, "run", "c.sock"), Runsc: filepath.Join(programs, "croft-runsc"), Rotlog: filepath.Join(programs, "croft-rotlog"),
-		UserIDs: 1 << 20,
-		Log:     slog.New(slog.NewTextHandler(&lateWriter{t: t}, &slog.HandlerOptions{Level: slog.LevelDebug})),
+		UserIDs: 1 << 20, PrivateRegistries: true,
+		Log: slog.New(slog.NewTextHandler(&lateWriter{t: t}, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
 	t.Cleanup(b.remove)
 	b.startRuntime()

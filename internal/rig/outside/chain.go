@@ -303,23 +303,32 @@ type localAccount struct {
 
 // Key is the key of one of the chain's accounts.
 func (c *Chain) Key(name string) (*account.Key, error) {
-	raw, err := os.ReadFile(c.Accounts())
+	text, err := c.Mnemonic(name)
 	if err != nil {
-		return nil, fmt.Errorf("read the chain's accounts: %w", err)
+		return nil, err
 	}
-	var all map[string]localAccount
-	if err := json.Unmarshal(raw, &all); err != nil {
-		return nil, fmt.Errorf("read the chain's accounts: %w", err)
-	}
-	a, ok := all[name]
-	if !ok {
-		return nil, &croft.Error{Kind: croft.KindNotFound, Err: fmt.Errorf("the chain has no account %q", name)}
-	}
-	words, err := account.ParseMnemonic(a.Mnemonic)
+	words, err := account.ParseMnemonic(text)
 	if err != nil {
 		return nil, fmt.Errorf("read the chain's accounts: %w", err)
 	}
 	return words.Key(0, 0)
+}
+
+// Mnemonic is what other clients make that key of.
+func (c *Chain) Mnemonic(name string) (string, error) {
+	raw, err := os.ReadFile(c.Accounts())
+	if err != nil {
+		return "", fmt.Errorf("read the chain's accounts: %w", err)
+	}
+	var all map[string]localAccount
+	if err := json.Unmarshal(raw, &all); err != nil {
+		return "", fmt.Errorf("read the chain's accounts: %w", err)
+	}
+	a, ok := all[name]
+	if !ok {
+		return "", &croft.Error{Kind: croft.KindNotFound, Err: fmt.Errorf("the chain has no account %q", name)}
+	}
+	return a.Mnemonic, nil
 }
 
 // Dial connects to the chain, which must run. The caller closes the client.

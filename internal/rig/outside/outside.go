@@ -135,7 +135,7 @@ func (w *World) Network(from View) *joinfile.Network {
 // names.
 func (w *World) PutWeb(ctx context.Context, source string) error {
 	begin := time.Now()
-	program := filepath.Join(w.dir, "web")
+	program := w.Web()
 	if err := Build(ctx, source, "./internal/rig/outside/web", program); err != nil {
 		return err
 	}
@@ -146,6 +146,9 @@ func (w *World) PutWeb(ctx context.Context, source string) error {
 	w.log.Info("image is in the registry", "oci_image", DeployImage, "digest", digest, "took", time.Since(begin))
 	return nil
 }
+
+// Web is the program that [World.PutWeb] built, for other images.
+func (w *World) Web() string { return filepath.Join(w.dir, "web") }
 
 // WebPort is where the tenant's program listens.
 const WebPort = 3000

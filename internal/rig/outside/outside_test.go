@@ -23,6 +23,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/croft-cloud/croft"
 	"github.com/croft-cloud/croft/provisioning/joinfile"
@@ -250,6 +251,48 @@ func TestTheRegistryServesAnImage(t *testing.T) {
 	}
 	if status, _ := fetch(t, r, "/v2/ovrclk/lunie-light/manifests/latest", nil); status != http.StatusOK {
 		t.Errorf("after a restart the image is gone: %d", status)
+	}
+}
+
+func TestADownloadCanBeHeld(t *testing.T) {
+	r := newWorld(t, Config{}).Registry
+	program := filepath.Join(t.TempDir(), "program")
+	if err := os.WriteFile(program, []byte("the program"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.Put(Image{Name: DeployImage, Program: program}); err != nil {
+		t.Fatal(err)
+	}
+	letGo := r.Hold(DeployImage)
+	defer letGo()
+	_, raw := fetch(t, r, "/v2/ovrclk/lunie-light/manifests/latest", nil) // is not held
+	var manifest struct{ Config struct{ Digest string } }
+	if err := json.Unmarshal(raw, &manifest); err != nil {
+		t.Fatal(err)
+	}
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	resp, err := client.Get("http://" + r.Address() + "/v2/ovrclk/lunie-light/blobs/" + manifest.Config.Digest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	first := make([]byte, 16)
+	if _, err := io.ReadFull(resp.Body, first); err != nil {
+		t.Fatal(err)
+	}
+	rest := make(chan []byte)
+	go func() {
+		more, _ := io.ReadAll(resp.Body)
+		rest <- more
+	}()
+	select {
+	case more := <-rest:
+		t.Fatalf("it went on: %q", more)
+	case <-time.After(50 * time.Millisecond):
+	}
+	letGo()
+	if all := append(first, <-rest...); !json.Valid(all) {
+		t.Errorf("got %q", all)
 	}
 }
 

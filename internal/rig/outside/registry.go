@@ -54,10 +54,11 @@ type Registry struct {
 	inner http.Handler
 
 	mu       sync.Mutex
-	server   *http.Server    // guarded by mu; nil while stopped
-	done     chan struct{}   // guarded by mu; closed when the server has ended
-	private  map[string]bool // guarded by mu; repositories
-	requests map[string]int  // guarded by mu; by repository
+	server   *http.Server             // guarded by mu; nil while stopped
+	done     chan struct{}            // guarded by mu; closed when the server has ended
+	private  map[string]bool          // guarded by mu; repositories
+	held     map[string]chan struct{} // guarded by mu; repositories whose downloads wait until it is closed
+	requests map[string]int           // guarded by mu; by repository
 }
 
 // NewRegistry chooses a port and starts nothing.
@@ -66,7 +67,7 @@ func NewRegistry(cfg RegistryConfig) (*Registry, error) {
 		return nil, fmt.Errorf("prepare registry: %w", err)
 	}
 	silent := registry.Logger(slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo))
-	return &Registry{cfg: cfg, inner: registry.New(silent), private: map[string]bool{}, requests: map[string]int{}}, nil
+	return &Registry{cfg: cfg, inner: registry.New(silent), private: map[string]bool{}, held: map[string]chan struct{}{}, requests: map[string]int{}}, nil
 }
 
 // Address is where it listens, host:port.
@@ -257,6 +258,42 @@ func (r *Registry) Stop() {
 	}
 }
 
+// Hold lets downloads from a repository, ovrclk/lunie-light, stop in the middle
+// until letGo is called. Its manifests are given out.
+func (r *Registry) Hold(repository string) (letGo func()) {
+	held := make(chan struct{})
+	r.mu.Lock()
+	r.held[repository] = held
+	r.mu.Unlock()
+	return sync.OnceFunc(func() {
+		r.mu.Lock()
+		delete(r.held, repository)
+		r.mu.Unlock()
+		close(held)
+	})
+}
+
+// halting writes half of the first piece, and the rest when there is no more
+// reason to wait.
+type halting struct {
+	http.ResponseWriter
+	wait func()
+}
+
+func (h *halting) Write(p []byte) (int, error) {
+	half := len(p) / 2
+	n, err := h.ResponseWriter.Write(p[:half])
+	if err == nil {
+		err = http.NewResponseController(h.ResponseWriter).Flush()
+	}
+	if err != nil {
+		return n, err
+	}
+	h.wait()
+	n, err = h.ResponseWriter.Write(p[half:])
+	return half + n, err
+}
+
 // Requests is how many requests came for a repository, ovrclk/lunie-light; with
 // an empty name, how many came at all.
 func (r *Registry) Requests(repository string) int {
@@ -277,7 +314,7 @@ func (r *Registry) serve(w http.ResponseWriter, req *http.Request) {
 	repository := repositoryOf(req.URL.Path)
 	r.mu.Lock()
 	r.requests[repository]++
-	private := r.private[repository]
+	private, held := r.private[repository], r.held[repository]
 	r.mu.Unlock()
 	if req.Method != http.MethodGet && req.Method != http.MethodHead {
 		http.Error(w, "this registry is read only", http.StatusMethodNotAllowed)
@@ -289,6 +326,14 @@ func (r *Registry) serve(w http.ResponseWriter, req *http.Request) {
 		w.WriteHeader(http.StatusUnauthorized)
 		_, _ = io.WriteString(w, `{"errors":[{"code":"UNAUTHORIZED","message":"authentication required"}]}`) // the asker has gone
 		return
+	}
+	if held != nil && req.Method == http.MethodGet && strings.Contains(req.URL.Path, "/blobs/") {
+		w = &halting{w, func() {
+			select {
+			case <-held:
+			case <-req.Context().Done():
+			}
+		}}
 	}
 	r.inner.ServeHTTP(w, req)
 }

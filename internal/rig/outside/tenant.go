@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"path/filepath"
 
+	"github.com/croft-cloud/croft/chain/account"
 	"github.com/croft-cloud/croft/chain/akash"
 	"github.com/croft-cloud/croft/chain/client"
 	"github.com/croft-cloud/croft/chain/sdl"
@@ -16,19 +17,23 @@ import (
 	"github.com/croft-cloud/croft/chain/tenant/gatewayclient"
 )
 
-// Tenant is a tenant of this world, with the chain's account "tenant". It does
-// what `croft tenant` does, but finds boxes without DNS.
+// Tenant is a tenant of this world. It does what `croft tenant` does, but finds boxes without DNS.
 type Tenant struct {
 	*tenant.Tenant
 	Chain *client.Client
+	Key   *account.Key
 
 	visitor *http.Client
 }
 
-// Tenant makes the tenant of a chain that runs. The caller closes it. What it
-// knows of its deployments is kept in the world's folder.
-func (w *World) Tenant(ctx context.Context) (*Tenant, error) {
-	key, err := w.Chain.Key(TenantAccount)
+// Tenant makes the tenant of a chain that runs, with the chain's account "tenant".
+// The caller closes it. What it knows of its deployments is kept in the world's
+// folder.
+func (w *World) Tenant(ctx context.Context) (*Tenant, error) { return w.TenantOf(ctx, TenantAccount) }
+
+// TenantOf makes a tenant with another of the chain's accounts.
+func (w *World) TenantOf(ctx context.Context, name string) (*Tenant, error) {
+	key, err := w.Chain.Key(name)
 	if err != nil {
 		return nil, err
 	}
@@ -45,7 +50,7 @@ func (w *World) Tenant(ctx context.Context) (*Tenant, error) {
 	if err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
-	return &Tenant{Tenant: t, Chain: c, visitor: visitor}, nil
+	return &Tenant{Tenant: t, Chain: c, Key: key, visitor: visitor}, nil
 }
 
 // Leave ends the tenant's connection to the chain; its deployments go on.

@@ -2,12 +2,17 @@
 // and able to do what tests of a box need.
 //
 //	web                  listens on PORT, or 3000
+//	web echo PORT        says over TCP and UDP what it is told
 //	web say WORDS…       prints the words; web fail N exits with N; web cat copies
-//	                     its input; for shells into an image that has no other program
+//	                     its input; web list FOLDER names what lies there; web find HOST
+//	                     prints a name's addresses; web dial HOST:PORT says whether
+//	                     something listens; for shells into an image that has no other
+//	                     program
 //
 // Over HTTP:
 //
 //	/              host name, number of the request, environment, as JSON
+//	/take          takes a body of any size (POST)
 //	/write?mib=N   writes a file of N MiB into /tmp, or the folder dir=
 //	/alloc?mib=N   takes N MiB of memory and keeps it
 //	/exit?code=N   ends the program
@@ -68,6 +73,27 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) 
 	case verb == "say":
 		_, err := fmt.Fprintln(stdout, strings.Join(args[1:], " "))
 		return err
+	case verb == "echo" && len(args) == 2:
+		return echo(ctx, args[1], stdout)
+	case verb == "list" && len(args) == 2:
+		entries, err := os.ReadDir(args[1])
+		for _, e := range entries {
+			fmt.Fprintln(stdout, e.Name())
+		}
+		return err
+	case verb == "find" && len(args) == 2:
+		addresses, err := net.DefaultResolver.LookupHost(ctx, args[1])
+		for _, a := range addresses {
+			fmt.Fprintln(stdout, a)
+		}
+		return err
+	case verb == "dial" && len(args) == 2:
+		conn, err := net.DialTimeout("tcp", args[1], 2*time.Second)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintln(stdout, "it listens")
+		return conn.Close()
 	case verb == "cat":
 		_, err := io.Copy(stdout, stdin)
 		return err
@@ -78,7 +104,50 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) 
 		}
 		return exit(code)
 	}
-	return fmt.Errorf("%q is not known; say WORDS, cat, or fail N", strings.Join(args, " "))
+	return fmt.Errorf("%q is not known; say WORDS, cat, list FOLDER, find HOST, dial HOST:PORT, echo PORT, or fail N", strings.Join(args, " "))
+}
+
+// echo answers every word with itself, over TCP and UDP, until ctx ends.
+func echo(ctx context.Context, port string, log io.Writer) error {
+	listener, err := net.Listen("tcp", ":"+port)
+	if err != nil {
+		return fmt.Errorf("listen for words: %w", err)
+	}
+	packets, err := net.ListenPacket("udp", ":"+port)
+	if err != nil {
+		return errors.Join(fmt.Errorf("listen for words: %w", err), listener.Close())
+	}
+	var talks sync.WaitGroup
+	talks.Go(func() {
+		for word := make([]byte, 64<<10); ; {
+			n, from, err := packets.ReadFrom(word)
+			if err != nil {
+				return // it was closed
+			}
+			_, _ = packets.WriteTo(word[:n], from) // whoever wants an answer asks again
+		}
+	})
+	stop := context.AfterFunc(ctx, func() {
+		listener.Close()
+		packets.Close()
+	})
+	defer stop()
+	fmt.Fprintf(log, "listening on %s\n", listener.Addr())
+	for {
+		conn, err := listener.Accept()
+		if err != nil {
+			packets.Close()
+			talks.Wait()
+			if ctx.Err() != nil {
+				return nil
+			}
+			return fmt.Errorf("listen for words: %w", err)
+		}
+		go func() { // ends with its talker, or with the program
+			defer conn.Close()
+			_, _ = io.Copy(conn, conn)
+		}()
+	}
 }
 
 // site is what the visitors see.
@@ -106,6 +175,7 @@ func serve(ctx context.Context, listener net.Listener, log io.Writer) error {
 	s := &site{end: end, log: log}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", s.home)
+	mux.HandleFunc("POST /take", s.take)
 	mux.HandleFunc("GET /write", s.write)
 	mux.HandleFunc("GET /alloc", s.alloc)
 	mux.HandleFunc("GET /exit", s.exit)
@@ -146,6 +216,16 @@ func (s *site) home(w http.ResponseWriter, r *http.Request) {
 	encoder := json.NewEncoder(w)
 	encoder.SetIndent("", "  ")
 	_ = encoder.Encode(map[string]any{"host": host, "asked_for": r.Host, "requests": s.seen.Load(), "env": os.Environ()}) // the visitor has gone
+}
+
+// take counts a body's bytes.
+func (s *site) take(w http.ResponseWriter, r *http.Request) {
+	n, err := io.Copy(io.Discard, r.Body)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	fmt.Fprintf(w, "took %d bytes\n", n) //nolint:errcheck // the visitor has gone
 }
 
 // mebibytes reads the parameter mib, 1 if it is not there.

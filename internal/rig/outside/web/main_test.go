@@ -45,6 +45,21 @@ func get(t *testing.T, url string) (int, string) {
 	return resp.StatusCode, string(body)
 }
 
+func post(t *testing.T, url, content string) (int, string) {
+	t.Helper()
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	resp, err := client.Post(url, "text/plain", strings.NewReader(content))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp.StatusCode, string(body)
+}
+
 func TestTheSiteAnswersCountsAndEnds(t *testing.T) {
 	t.Setenv("GREETING", "hello")
 	url, log, wait := open(t)
@@ -65,6 +80,9 @@ func TestTheSiteAnswersCountsAndEnds(t *testing.T) {
 	dir := t.TempDir()
 	if status, body := get(t, url+"/write?mib=2&dir="+dir); status != http.StatusOK || body != "wrote 2 MiB\n" {
 		t.Errorf("write: %d %q", status, body)
+	}
+	if status, body := post(t, url+"/take", strings.Repeat("x", 1000)); status != http.StatusOK || body != "took 1000 bytes\n" {
+		t.Errorf("take: %d %q", status, body)
 	}
 	files, err := filepath.Glob(filepath.Join(dir, "web-*"))
 	if err != nil || len(files) != 1 {
@@ -89,12 +107,18 @@ func TestTheSiteAnswersCountsAndEnds(t *testing.T) {
 	if code, ok := errors.AsType[exit](wait()); !ok || code != 7 {
 		t.Errorf("it ended with %v, want exit 7", code)
 	}
-	if text := log.String(); !strings.Contains(text, "request 1: GET / from 127.0.0.1:") || strings.Count(text, "request ") != 8 {
+	if text := log.String(); !strings.Contains(text, "request 1: GET / from 127.0.0.1:") || strings.Count(text, "request ") != 9 {
 		t.Errorf("log is\n%s", text)
 	}
 }
 
 func TestVerbsOfTheShell(t *testing.T) {
+	folder := t.TempDir()
+	for _, name := range []string{"one", "two"} {
+		if err := os.WriteFile(filepath.Join(folder, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
 	for _, tc := range []struct {
 		name, args, in, out string
 		code                exit
@@ -103,6 +127,10 @@ func TestVerbsOfTheShell(t *testing.T) {
 		{name: "words are said", args: "say a b", out: "a b\n"},
 		{name: "input is copied", args: "cat", in: "text", out: "text"},
 		{name: "a failure has its code", args: "fail 3", code: 3, fails: true},
+		{name: "a folder is listed", args: "list " + folder, out: "one\ntwo\n"},
+		{name: "a missing folder is not", args: "list " + folder + "/three", fails: true},
+		{name: "a name is found", args: "find 127.0.0.1", out: "127.0.0.1\n"},
+		{name: "nobody listens on port 0", args: "dial 127.0.0.1:0", fails: true},
 		{name: "other words are refused", args: "dance", fails: true},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -113,5 +141,39 @@ func TestVerbsOfTheShell(t *testing.T) {
 				t.Errorf("got %q, %v", out.String(), err)
 			}
 		})
+	}
+}
+
+// lines gives what is written to it, a line at a time.
+type lines chan string
+
+func (l lines) Write(p []byte) (int, error) {
+	l <- string(p)
+	return len(p), nil
+}
+
+func TestEchoSaysWhatItIsTold(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	said, done := make(lines, 1), make(chan error, 1)
+	go func() { done <- run(ctx, []string{"echo", "0"}, nil, said) }()
+	_, port, err := net.SplitHostPort(strings.TrimSpace(strings.TrimPrefix(<-said, "listening on ")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := net.Dial("tcp", "127.0.0.1:"+port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	word := make([]byte, 4)
+	if _, err := conn.Write([]byte("word")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(conn, word); err != nil || string(word) != "word" {
+		t.Errorf("it said %q, %v", word, err)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Errorf("it ended with %v", err)
 	}
 }
