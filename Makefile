@@ -66,8 +66,9 @@ integration: runtime ## tests with real neighbours (build tag integration)
 vm: ## boot, faults, power cuts and slots in QEMU (build tag vm)
 	go test -tags vm -count=1 -timeout 70m -p 1 -parallel 2 -v ./internal/rig/... ./internal/vmtest/...
 
-bench: ## benchmarks, in QEMU too; docs/benchmarks.md holds the figures
-	go test -tags vm -run '^$$' -bench . -benchmem -timeout 40m -p 1 ./...
+bench: runtime ## benchmarks, in QEMU too; docs/benchmarks.md holds the figures
+	CROFT_RUNTIME=$(RUNTIME) go test -tags integration -run '^$$' -bench . -benchmem -timeout 40m -p 1 ./agent/hosting ./agent/sandbox
+	go test -tags vm -run '^$$' -bench . -benchmem -timeout 90m -p 1 ./...
 
 fuzz: ## each fuzz target for FUZZTIME
 	@grep -rHoE --include='*_test.go' '^func Fuzz[A-Za-z0-9_]+' . | sed 's/:func / /' | while read -r file name; do \
