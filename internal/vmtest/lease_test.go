@@ -21,6 +21,7 @@ import (
 	"github.com/croft-cloud/croft/agent/ownerpage/letting"
 	"github.com/croft-cloud/croft/chain/account"
 	"github.com/croft-cloud/croft/chain/akash"
+	"github.com/croft-cloud/croft/chain/npmpeer"
 	"github.com/croft-cloud/croft/chain/tenant"
 	"github.com/croft-cloud/croft/chain/tenant/gatewayclient"
 	"github.com/croft-cloud/croft/firmware/boards"
@@ -259,6 +260,20 @@ func TestALeaseOutlivesEverythingButItsEnd(t *testing.T) {
 	t.Parallel()
 	p := newProvider(t)
 	before := p.look()
+	t.Run("the client of Akash's own tenants leads a lease from bid to close", func(t *testing.T) {
+		mnemonic, err := p.world.Chain.Mnemonic(outside.TenantAccount)
+		if err != nil {
+			t.Fatal(err)
+		}
+		deal := npmpeer.Lease(t, npmpeer.LeaseConfig{
+			RPC: p.world.Chain.RPC(), GRPC: strings.Replace(p.world.Chain.GRPC(), "grpc:", "http:", 1),
+			TLS: p.world.Relay.TLS(), HTTP: p.world.Relay.HTTP(), Tenant: mnemonic, SDL: filepath.Join(repository, outside.DeployFile), DSeq: 1_000_000,
+		})
+		if deal.Manifest != http.StatusOK || deal.BeyondTheToken != http.StatusUnauthorized || !strings.Contains(deal.Page, "hello from the image") {
+			t.Errorf("deal is %+v", deal)
+		}
+		p.waitState(letting.Open)
+	})
 	record, lease := p.deploy()
 	p.until("the page is there", func() error { return p.answers(record) })
 

@@ -23,10 +23,11 @@ const signer = createStargateClient({ baseUrl: config.rpc, signerMnemonic: confi
 const { akash } = createChainNodeSDK({ query: { baseUrl: config.grpc }, tx: { signer } });
 const owner = (await signer.getAccount()).address;
 
-// until asks again until there is an answer.
+// until asks again until there is an answer. A provider in an emulated machine takes
+// its time.
 const until = async (what, ask) => {
   let last = "no answer";
-  for (let i = 0; i < 150; i++) {
+  for (const end = Date.now() + 8 * 60_000; Date.now() < end; ) {
     try {
       const found = await ask();
       if (found) return found;
