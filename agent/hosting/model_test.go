@@ -649,7 +649,7 @@ func (m *model) learn() {
 	for _, at := range m.life.p.provider.Leases() {
 		taken, err := m.life.p.workloads.Manifest(at.ID)
 		m.mu.Lock()
-		if d := m.deployed[at.ID.DeploymentID]; err == nil && d != nil {
+		if d := m.deployed[at.ID.DeploymentID]; err == nil && d != nil && at.State == bidding.Leased {
 			if v := slices.IndexFunc(d.app.raw, func(raw []byte) bool { return bytes.Equal(raw, taken.Raw) }); v >= 0 {
 				m.accepted[at.ID] = v
 			}
