@@ -265,9 +265,13 @@ func TestALeaseOutlivesEverythingButItsEnd(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		file, err := filepath.Abs(filepath.Join(repository, outside.DeployFile)) // node runs elsewhere
+		if err != nil {
+			t.Fatal(err)
+		}
 		deal := npmpeer.Lease(t, npmpeer.LeaseConfig{
 			RPC: p.world.Chain.RPC(), GRPC: strings.Replace(p.world.Chain.GRPC(), "grpc:", "http:", 1),
-			TLS: p.world.Relay.TLS(), HTTP: p.world.Relay.HTTP(), Tenant: mnemonic, SDL: filepath.Join(repository, outside.DeployFile), DSeq: 1_000_000,
+			TLS: p.world.Relay.TLS(), HTTP: p.world.Relay.HTTP(), Tenant: mnemonic, SDL: file, DSeq: 1_000_000,
 		})
 		if deal.Manifest != http.StatusOK || deal.BeyondTheToken != http.StatusUnauthorized || !strings.Contains(deal.Page, "hello from the image") {
 			t.Errorf("deal is %+v", deal)
