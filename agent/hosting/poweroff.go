@@ -16,7 +16,7 @@ var ErrPowerOff = errors.New("the box is being switched off")
 
 const (
 	powerOffGrace = 10 * time.Second // for a tenant's programs, between being asked to end and being ended
-	powerOffLimit = 40 * time.Second // for all of it; gokrazy waits for longer
+	powerOffLimit = 70 * time.Second // for all of it; gokrazy waits for longer
 )
 
 // powerOff ends all replicas and closes all lease disks. Leases go on: the next

@@ -226,8 +226,7 @@ func resources(limits lease.Limits, ioWeight bool) (*specs.LinuxResources, error
 	}
 	pids = min(max(pids, pidsMin), pidsMax)
 	memory := limits.Memory + SandboxMemory
-	// The enclosure's own start may take a core, before the tenant's program is in it.
-	quota := max(cpuQuota(limits.CPU), cpuPeriod)
+	quota := max(cpuQuota(limits.CPU), cpuQuota(EnclosureCPU)) // the tenant's program is not in it yet
 	shares := min(max(uint64(limits.CPU)*1024/1000, 2), 262144)
 	period := uint64(cpuPeriod)
 	all := &specs.LinuxResources{
@@ -243,6 +242,10 @@ func resources(limits lease.Limits, ioWeight bool) (*specs.LinuxResources, error
 	}
 	return all, nil
 }
+
+// EnclosureCPU is what an enclosure may take for its own start and end, in
+// thousandths of a core.
+const EnclosureCPU = 1000
 
 // cpuQuota is how many of cpuPeriod's microseconds so many thousandths of a core
 // are. The kernel takes none below a thousandth of a second.

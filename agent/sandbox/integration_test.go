@@ -216,7 +216,12 @@ func (s *stack) disconnect() {
 // until waits for what must become true; the test's own time limit ends it.
 func (s *stack) until(what string, is func() bool) {
 	s.t.Helper()
-	deadline := time.Now().Add(2 * time.Minute)
+	s.within(2*time.Minute, what, is)
+}
+
+func (s *stack) within(limit time.Duration, what string, is func() bool) {
+	s.t.Helper()
+	deadline := time.Now().Add(limit)
 	for !is() {
 		if time.Now().After(deadline) {
 			s.t.Fatalf("never came true: %s", what)
@@ -1404,7 +1409,7 @@ func TestSurvival(t *testing.T) {
 	if exit := s.nextExit(killed.ID); exit.Code != 137 || exit.OOM {
 		t.Errorf("exit is %+v, want 137", exit)
 	}
-	s.mustStop(killed.ID, 0)
+	s.until("what was killed is stopped", func() bool { return s.Stop(s.ctx(), killed.ID, 0) == nil }) // containerd may still be about it
 	if left := s.residue(); left != nil {
 		t.Errorf("left: %q", left)
 	}

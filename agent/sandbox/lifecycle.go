@@ -275,6 +275,8 @@ func (s *Sandbox) Stop(ctx context.Context, replica lease.ReplicaID, grace time.
 			return err
 		}
 	}
+	// The enclosure's own end is not the tenant's to pay either. It may have ended.
+	_ = s.limitCPU(replica, ocispec.EnclosureCPU)
 	return s.remove(ctx, replica, true)
 }
 

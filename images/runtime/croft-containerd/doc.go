@@ -7,7 +7,7 @@
 // The agent speaks to it over SOCKET, with containerd's own API, and is its only
 // client: whoever may open the socket is root on the box. It is ready when the
 // health service answers. SIGTERM ends it; containers run on.
-// With --cgroup it serves on after SIGTERM until its shims are gone, for 45 s at
+// With --cgroup it serves on after SIGTERM until its shims are gone, for 75 s at
 // most, so that the agent can end containers when the box is switched off.
 //
 // On a box init starts it with the agent, and again when it ends. It then waits for

@@ -117,7 +117,7 @@ func serve(ctx context.Context, config *serverconfig.Config, last func()) error 
 // endLimit is how long the agent has for ending what runs when the box is
 // switched off: all services are asked to end at once, and without us it could
 // not. gokrazy waits for longer.
-const endLimit = 45 * time.Second
+const endLimit = 75 * time.Second
 
 // outlast returns when no other process is in our cgroup, where shims are, or the
 // limit has passed. Without a cgroup it returns at once.
