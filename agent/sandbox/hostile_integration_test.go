@@ -415,9 +415,7 @@ func TestFailedStartsLeaveNothing(t *testing.T) {
 		t.Helper()
 		s.disconnect()
 		s.connect()
-		// A containerd that died while it started a shim leaves one behind that answers
-		// nobody; a start that meets it is given up after two minutes.
-		s.within(5*time.Minute, "the next agent starts it", func() bool { return s.Start(s.ctx(), good) == nil })
+		s.until("the next agent starts it", func() bool { return s.Start(s.ctx(), good) == nil })
 		s.mustStop(good.ID, 0)
 		s.until("containerd is done", func() bool { return s.residue() == nil })
 		clean(t)

@@ -216,12 +216,7 @@ func (s *stack) disconnect() {
 // until waits for what must become true; the test's own time limit ends it.
 func (s *stack) until(what string, is func() bool) {
 	s.t.Helper()
-	s.within(2*time.Minute, what, is)
-}
-
-func (s *stack) within(limit time.Duration, what string, is func() bool) {
-	s.t.Helper()
-	deadline := time.Now().Add(limit)
+	deadline := time.Now().Add(2 * time.Minute)
 	for !is() {
 		if time.Now().After(deadline) {
 			s.t.Fatalf("never came true: %s", what)

@@ -352,10 +352,13 @@ func (s *Sandbox) waitEnd(ctx context.Context, id, exec string, at time.Duration
 }
 
 // sweep removes what containerd and runsc leave behind when a start or stop
-// fails on their side: processes in the container's cgroup, the cgroup itself,
-// and runsc's record, without which the same container could not be made again.
+// fails on their side: shims, processes in the container's cgroup, the cgroup
+// itself, and runsc's record, without which the same container could not be made again.
 func (s *Sandbox) sweep(ctx context.Context, replica lease.ReplicaID) error {
 	id := replica.Container()
+	for _, pid := range ocispec.Shims("/proc", s.cfg.Namespace, id) {
+		_ = unix.Kill(pid, unix.SIGKILL) // it may be gone by now
+	}
 	folders := s.cgroups(ocispec.CgroupPath(replica))
 	for tries := 0; ; tries++ { // a fork bomb loses: nothing in a sandbox forks host processes for long once its sentry is killed
 		err := removeCgroups(folders)
