@@ -25,7 +25,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -210,18 +209,13 @@ func enableControllers(root string) error {
 }
 
 // makeCgroup makes a cgroup whose use of everything is counted. It is there
-// before any program is, and stays. Its quota is all processors there are: it
-// limits nothing, but keeps the scheduler's quotas switched on, which the kernel
-// does by rewriting its own code. Otherwise each first and last lease would do so;
-// emulators have been seen to fail at that.
+// before any program is, and stays.
 func makeCgroup(dir string) error {
 	parent := filepath.Dir(dir)
 	if err := os.MkdirAll(parent, 0o755); err != nil {
 		return fmt.Errorf("make cgroup: %w", err)
 	}
-	failed := errors.Join(enableControllers(parent), os.MkdirAll(dir, 0o755)) // better uncounted than none
-	quota := fmt.Sprintf("%d 100000", runtime.NumCPU()*100_000)
-	return errors.Join(failed, os.WriteFile(filepath.Join(dir, "cpu.max"), []byte(quota), 0o644))
+	return errors.Join(enableControllers(parent), os.MkdirAll(dir, 0o755)) // better uncounted than none
 }
 
 // helpers are programs that other programs start.
