@@ -68,24 +68,22 @@ type Config struct {
 
 	Policy offer.Policy                                   // default [offer.DefaultPolicy]
 	Shape  network.Options                                // of each replica; default 250 Mbit/s down, 50 up
-	Root   string                                         // below which /proc and /sys lie; default "/"
 	Repair func(ctx context.Context, device string) error // of a damaged file system; nil: the disk is lost
 
 	// Ready says why the box takes no new lease, a sentence; empty: it does.
 	// Default: always.
 	Ready func() string
 
-	disks disks // nil: those of agent/leasedisk; set by tests where the kernel cannot make such
-	// PrivateRegistries lets tenants name registries by private addresses; for tests.
-	PrivateRegistries bool
-	// Pace shortens the waits of bidding; for tests. Default: bidding's own.
-	Pace Pace
-
 	Log *slog.Logger // default: discard
+
+	// Of tests alone: a box has no way to set them.
+	disks             disks // nil: those of agent/leasedisk; others where the kernel cannot make such
+	privateRegistries bool  // tenants may name registries by private addresses
+	pace              pace
 }
 
-// Pace is how long bidding waits; zeros are its defaults.
-type Pace struct {
+// pace is how long bidding waits; zeros are its defaults.
+type pace struct {
 	BidTimeout, ManifestTimeout, ReconcileEvery time.Duration
 }
 
@@ -111,7 +109,6 @@ func New(cfg Config) (*Hosting, error) {
 	cfg.Containerd = cmp.Or(cfg.Containerd, "/run/croft/containerd.sock")
 	cfg.Runsc = cmp.Or(cfg.Runsc, "/user/croft-runsc")
 	cfg.Rotlog = cmp.Or(cfg.Rotlog, "/user/croft-rotlog")
-	cfg.Root = cmp.Or(cfg.Root, "/")
 	cfg.Shape.Down = cmp.Or(cfg.Shape.Down, 250_000_000)
 	cfg.Shape.Up = cmp.Or(cfg.Shape.Up, 50_000_000)
 	if cfg.Policy.Worth == nil {

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/croft-cloud/croft/agent/inventory"
 	"github.com/croft-cloud/croft/agent/lease"
 	"github.com/croft-cloud/croft/agent/network"
 	"github.com/croft-cloud/croft/agent/workload"
@@ -71,5 +72,21 @@ func TestABoxKeepsPartOfItsDisk(t *testing.T) {
 	}
 	if got := reserveOf(100 << 30); got != 20<<30 {
 		t.Errorf("of 100 GiB %d bytes are kept", got)
+	}
+}
+
+func TestLeasesArePromisedTheLowestClass(t *testing.T) {
+	disk := func(c inventory.Class) inventory.Disk { return inventory.Disk{Class: c} }
+	for _, tc := range []struct {
+		disks []inventory.Disk
+		want  inventory.Class
+	}{
+		{nil, inventory.Beta1}, {[]inventory.Disk{disk(inventory.Beta3)}, inventory.Beta3},
+		{[]inventory.Disk{disk(inventory.Beta3), disk(inventory.Beta2)}, inventory.Beta2},
+		{[]inventory.Disk{disk(inventory.Beta1), disk(inventory.Beta3)}, inventory.Beta1},
+	} {
+		if got := classOf(tc.disks); got != tc.want {
+			t.Errorf("of %v leases are promised %s, want %s", tc.disks, got, tc.want)
+		}
 	}
 }

@@ -276,7 +276,7 @@ func (l *life) open(ctx context.Context) error {
 			}
 			return ""
 		},
-		Pace: Pace{BidTimeout: 90 * time.Second, ManifestTimeout: manifestWait, ReconcileEvery: time.Minute},
+		pace: pace{BidTimeout: 90 * time.Second, ManifestTimeout: manifestWait, ReconcileEvery: time.Minute},
 	}}
 	p.class = inventory.Beta2
 	p.room.Store(&modelRoom)

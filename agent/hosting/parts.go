@@ -115,13 +115,10 @@ func (p *parts) close() error {
 }
 
 func (p *parts) lookAround(ctx context.Context) (err error) {
-	if p.machine, err = inventory.Read(ctx, p.cfg.Root, nil); err != nil {
+	if p.machine, err = inventory.Read(ctx, "/", nil); err != nil {
 		return err
 	}
-	p.class = inventory.Beta1
-	for _, d := range p.machine.Disks {
-		p.class = max(p.class, d.Class) // beta1 < beta2 < beta3: the words are in order
-	}
+	p.class = classOf(p.machine.Disks)
 	for _, note := range p.machine.Notes {
 		p.cfg.Log.Warn("machine note", "note", note)
 	}
@@ -148,6 +145,18 @@ func (p *parts) openNetwork(ctx context.Context) error {
 	p.network = n
 	_, err = n.Adopt(ctx)
 	return err
+}
+
+// classOf is what leases are promised of their disk: the lowest class there is,
+// for they may lie on any.
+func classOf(disks []inventory.Disk) inventory.Class {
+	class := inventory.Beta1
+	for i, d := range disks {
+		if class = min(class, d.Class); i == 0 { // beta1 < beta2 < beta3: the words are in order
+			class = d.Class
+		}
+	}
+	return class
 }
 
 // disks are those of leases: agent/leasedisk.
@@ -186,7 +195,7 @@ func (p *parts) openSandbox(context.Context) error {
 	s, err := sandbox.New(sandbox.Config{
 		Socket: p.cfg.Containerd, Runsc: p.cfg.Runsc, Rotlog: p.cfg.Rotlog,
 		RunscRoot: filepath.Join(p.cfg.RunDir, "runsc"), RunDir: filepath.Join(p.cfg.RunDir, "exec"),
-		HostDir: mirrors, PrivateRegistries: p.cfg.PrivateRegistries, UserIDs: p.cfg.UserIDs, Log: p.cfg.Log,
+		HostDir: mirrors, PrivateRegistries: p.cfg.privateRegistries, UserIDs: p.cfg.UserIDs, Log: p.cfg.Log,
 	})
 	if err == nil {
 		p.sandbox = s
@@ -259,7 +268,7 @@ func (p *parts) openProvider(context.Context) error {
 			_, err := p.workloads.Manifest(id)
 			return err == nil
 		},
-		BidTimeout: p.cfg.Pace.BidTimeout, ManifestTimeout: p.cfg.Pace.ManifestTimeout, ReconcileEvery: p.cfg.Pace.ReconcileEvery,
+		BidTimeout: p.cfg.pace.BidTimeout, ManifestTimeout: p.cfg.pace.ManifestTimeout, ReconcileEvery: p.cfg.pace.ReconcileEvery,
 	}
 	if at := p.cfg.Network.Chain.Faucet; at != "" {
 		u, err := url.Parse(at)

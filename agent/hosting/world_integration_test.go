@@ -247,7 +247,7 @@ func newBox(t *testing.T, w *outside.World) *box {
 		Network: w.Network(outside.FromHost), Device: device, Key: key, Keeper: noKeeper{}, disks: folders{filepath.Join(dir, "disks")},
 		Dir: filepath.Join(dir, "perm", "hosting"), RunDir: filepath.Join(dir, "run"), Version: "0.0.0",
 		Containerd: filepath.Join(dir, "run", "c.sock"), Runsc: filepath.Join(programs, "croft-runsc"), Rotlog: filepath.Join(programs, "croft-rotlog"),
-		UserIDs: 1 << 20, PrivateRegistries: true,
+		UserIDs: 1 << 20, privateRegistries: true,
 		Log: slog.New(slog.NewTextHandler(&lateWriter{t: t}, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
 	t.Cleanup(b.remove)
