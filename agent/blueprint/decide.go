@@ -69,6 +69,18 @@ func Decide(s Situation) []Deed {
 	return d.deeds
 }
 
+// Crowded says whether what is there takes more memory than the lease has, and
+// that will change: something is leaving, or it is not known yet what is lent
+// (Lent is -1). No replica may start meanwhile, planned as it may be.
+func Crowded(s Situation) bool {
+	room, leaving := s.Memory+max(0, s.Lent), s.Lent < 0
+	for _, h := range s.Have {
+		room -= h.Memory
+		leaving = leaving || h.Leaving
+	}
+	return room < 0 && leaving
+}
+
 type decision struct {
 	Situation
 	room    int64 // memory that is free

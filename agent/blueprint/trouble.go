@@ -2,8 +2,10 @@ package blueprint
 
 import (
 	"errors"
+	"fmt"
 
 	"github.com/croft-cloud/croft"
+	"github.com/croft-cloud/croft/agent/lease"
 )
 
 // What an error of the box's machinery means for who waits: the parts that fail
@@ -55,4 +57,24 @@ func PullRemedy(err error) string {
 	default:
 		return ""
 	}
+}
+
+// ExitText says how a container with this limit of memory ended, for "pod ...".
+func ExitText(exit lease.Exit, memory int64) string {
+	switch {
+	case exit.OOM:
+		return fmt.Sprintf("ran out of its %s of memory", BytesText(memory))
+	case exit.Code > 128 && exit.Code < 128+65:
+		return fmt.Sprintf("was ended by signal %d (exit code %d)", exit.Code-128, exit.Code)
+	default:
+		return fmt.Sprintf("ended with exit code %d", exit.Code)
+	}
+}
+
+// TimesText says how often.
+func TimesText(n int) string {
+	if n == 1 {
+		return "once"
+	}
+	return fmt.Sprintf("%d times", n)
 }

@@ -115,7 +115,7 @@ func (l *work) pull(ctx context.Context, p *pull) {
 		}
 		if err == nil {
 			if name == p.image {
-				l.add(lease.Normal, diary.Pulled, "", "", "image %q is here after %s", p.image, round(time.Since(began)))
+				l.add(lease.Normal, diary.Pulled, "", "", "image %q is here after %s", p.image, time.Since(began).Round(time.Second/10))
 			}
 			// Without the record the image is resolved again after a restart.
 			if err := l.update(func(r *record) error {
@@ -147,7 +147,7 @@ func (l *work) pull(ctx context.Context, p *pull) {
 		l.mu.Lock()
 		p.problem, p.vain = "image "+p.image+" is not here: "+text, blueprint.Hopeless(err)
 		l.mu.Unlock()
-		l.add(lease.Warning, cmp.Or(blueprint.Word(err), diary.Failed), "", "", "image %q could not be pulled: %s. The next attempt is in %s", p.image, text, round(wait))
+		l.add(lease.Warning, cmp.Or(blueprint.Word(err), diary.Failed), "", "", "image %q could not be pulled: %s. The next attempt is in %s", p.image, text, wait.Round(time.Second/10))
 		select {
 		case <-ctx.Done():
 		case <-p.again:

@@ -124,6 +124,10 @@ func (r *replica) run(work, inner, base context.Context, there bool) {
 			r.event(lease.Normal, diary.Created, "folders and address of %s are there", r.id.Pod())
 			r.step(blueprint.Created, nil)
 		case blueprint.Starting:
+			if r.l.crowded() {
+				sleep(work, probeSoon)
+				continue
+			}
 			if err := r.start(base, image); err != nil {
 				if croft.KindOf(err) == croft.KindNotFound {
 					r.l.repull(r.spec.Image)
@@ -154,15 +158,13 @@ func (r *replica) run(work, inner, base context.Context, there bool) {
 // failed notes that the replica could not be made.
 func (r *replica) failed(err error, pause *blueprint.Pause) {
 	wait := pause.Next()
-	r.event(lease.Warning, diary.Failed, "%s could not be started: %v; the next attempt is in %s", r.id.Pod(), err, round(wait))
+	r.event(lease.Warning, diary.Failed, "%s could not be started: %v; the next attempt is in %s", r.id.Pod(), err, wait.Round(time.Second/10))
 	r.step(blueprint.Failed, func() {
 		r.failures++
 		r.problem = "it could not be started: " + err.Error()
 		r.vain = blueprint.Hopeless(err) && croft.KindOf(err) != croft.KindNotFound // an image is fetched anew
 	})
 }
-
-func round(d time.Duration) time.Duration { return d.Round(100 * time.Millisecond) }
 
 // create makes the replica's folders and its link, with the rules for it.
 func (r *replica) create(ctx context.Context) error {
@@ -351,18 +353,13 @@ func (r *replica) probe(ctx context.Context, began time.Time, there bool) error 
 // ended notes how the container ended and clears it away. Replicas are always
 // started again, whatever their exit code, as on Akash.
 func (r *replica) ended(ctx context.Context, e end, pause *blueprint.Pause) {
-	how := ""
-	switch {
-	case e.vanished:
-		how = "is not there any more"
-	case e.exit.OOM:
+	how := "is not there any more"
+	if !e.vanished {
+		how = blueprint.ExitText(e.exit, blueprint.MemoryOf(r.spec))
+	}
+	if e.exit.OOM {
 		r.event(lease.Warning, diary.OOMKilled, "%s needed more than its limit of %s of memory and was ended; lease more memory, or let the program use less",
 			r.id.Pod(), blueprint.BytesText(blueprint.MemoryOf(r.spec)))
-		how = fmt.Sprintf("ran out of its %s of memory", blueprint.BytesText(blueprint.MemoryOf(r.spec)))
-	case e.exit.Code > 128 && e.exit.Code < 128+65:
-		how = fmt.Sprintf("was ended by signal %d (exit code %d)", e.exit.Code-128, e.exit.Code)
-	default:
-		how = fmt.Sprintf("ended with exit code %d", e.exit.Code)
 	}
 	wait := pause.Next()
 	r.l.mu.Lock()
@@ -372,18 +369,11 @@ func (r *replica) ended(ctx context.Context, e end, pause *blueprint.Pause) {
 		// Start makes the ended one give way if need be.
 		r.l.log.Warn("ended container not removed", "pod", r.id.Pod(), "err", err)
 	}
-	r.event(lease.Warning, diary.BackOff, "%s %s, %s in a row; it starts again in %s", r.id.Pod(), how, times(failures), round(wait))
+	r.event(lease.Warning, diary.BackOff, "%s %s, %s in a row; it starts again in %s", r.id.Pod(), how, blueprint.TimesText(failures), wait.Round(time.Second/10))
 	r.step(blueprint.Failed, func() {
 		r.failures = failures
-		r.problem = fmt.Sprintf("it %s, %s in a row", how, times(failures))
+		r.problem = fmt.Sprintf("it %s, %s in a row", how, blueprint.TimesText(failures))
 	})
-}
-
-func times(n int) string {
-	if n == 1 {
-		return "once"
-	}
-	return fmt.Sprintf("%d times", n)
 }
 
 // remove takes the replica's container, link and folders away. It tries until

@@ -42,8 +42,7 @@ type work struct {
 	naming  sync.Mutex // held while the network is told of the peers
 	told    *[]Peer    // guarded by naming; what it knows; nil: unknown
 
-	borrowed int64 // of the goroutine of run; what the lender lends; -1: unknown
-	released bool  // of the goroutine of run; images that nothing needs were freed in this life
+	released bool // of the goroutine of run; images that nothing needs were freed in this life
 
 	mu       sync.Mutex
 	rec      record                       // guarded by mu; written with storing held
@@ -51,6 +50,7 @@ type work struct {
 	groups   map[uint64]sdl.Group         // guarded by mu; manifests in use, by revision
 	replicas map[lease.ReplicaID]*replica // guarded by mu
 	pulls    map[string]*pull             // guarded by mu; by OCI image as the tenant wrote it
+	borrowed int64                        // guarded by mu; what the lender lends; -1: unknown
 	disk     string                       // guarded by mu; folder of the lease's disk, empty until it is open
 	problem  string                       // guarded by mu; what keeps the lease as a whole from running
 	plight   Plight                       // guarded by mu; without Since: there is none
@@ -163,14 +163,14 @@ func (l *work) work(ctx context.Context) bool {
 		case <-inner.Done():
 		}
 	})
-	l.borrowed, l.released = -1, false
+	l.released = false
 	l.naming.Lock()
 	l.told = nil
 	l.naming.Unlock()
 	l.mu.Lock()
 	clear(l.replicas) // of an earlier Run
 	clear(l.pulls)
-	l.disk = ""
+	l.disk, l.borrowed = "", -1
 	l.mu.Unlock()
 	var pause blueprint.Pause
 	adopted := false
@@ -333,7 +333,7 @@ func (l *work) tidy(disk string, keep map[lease.ReplicaID]*lease.Exit) error {
 	return nil
 }
 
-func (l *work) openDisk(ctx context.Context) (string, error) {
+func (l *work) openDisk(ctx context.Context) (disk string, err error) {
 	l.mu.Lock()
 	disk, group := l.disk, l.groups[l.rec.Applied]
 	l.mu.Unlock()
@@ -344,8 +344,7 @@ func (l *work) openDisk(ctx context.Context) (string, error) {
 	if err := l.w.cfg.Disks.Create(ctx, l.key, size); err != nil {
 		return "", fmt.Errorf("create disk: %w", err)
 	}
-	disk, err := l.w.cfg.Disks.Open(ctx, l.key)
-	if err != nil {
+	if disk, err = l.w.cfg.Disks.Open(ctx, l.key); err != nil {
 		return "", fmt.Errorf("open disk: %w", err)
 	}
 	l.mu.Lock()
@@ -471,15 +470,14 @@ func (l *work) do(base, ctx context.Context, owned *sync.WaitGroup, d blueprint.
 	return false, nil
 }
 
-// settle makes what the lender lends what the record says: they are two effects,
-// and the agent may have ended, or the journal failed, between them. Memory is
-// borrowed before it is recorded and given back after, so nothing that runs
-// counts on more than is lent.
+// settle makes what the lender lends what the record says: the agent may have
+// ended, or the journal failed, between the two. Memory is borrowed before it is
+// recorded and given back after, so nothing counts on more than is lent.
 func (l *work) settle() error {
 	l.mu.Lock()
-	lent := l.rec.Lent
+	lent, right := l.rec.Lent, l.borrowed == l.rec.Lent
 	l.mu.Unlock()
-	if l.borrowed == lent || l.lend(lent) {
+	if right || l.lend(lent) {
 		return nil
 	}
 	// It is lent elsewhere by now, or the lender has trouble.
@@ -499,7 +497,9 @@ func (l *work) lend(bytes int64) bool {
 	case !l.w.cfg.Lender.Lend(l.key, bytes):
 		return false
 	}
+	l.mu.Lock()
 	l.borrowed = bytes
+	l.mu.Unlock()
 	return true
 }
 
@@ -539,6 +539,16 @@ func (l *work) situation(lender bool) blueprint.Situation {
 	}
 	slices.SortFunc(s.Have, func(a, b blueprint.Have) int { return strings.Compare(a.ID.Pod(), b.ID.Pod()) })
 	return s
+}
+
+// crowded says that a start has to wait until others made way: the plan counted on
+// lent memory, which may be lost with a restart.
+func (l *work) crowded() bool {
+	s := l.situation(false)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s.Lent = l.borrowed
+	return blueprint.Crowded(s)
 }
 
 // launch starts the goroutine of a replica.

@@ -74,7 +74,8 @@ floors: a package imports lower floors only
   6  agent/network            routed veth, nftables, shaping, byte counters
   5  agent/gateway            the provider gateway: REST, websockets, gRPC status
   5  agent/ingress            hosts and ports of a lease → its containers, through the relay
-  4  agent/telemetry          sampling, spool, publication
+  4  agent/sampling           what the box reads about itself: CPU, memory, disks, heat, network, leases
+  4  agent/uplink             the box's line to the fleet: spool, events, jobs, desired state
   4  agent/update             install, trial boot, confirm, roll back
   2  agent/ownerpage/figures  amounts and times in words for people
   3  agent/ownerpage/letting  what the box lets and earns, for the owner's eyes
@@ -87,12 +88,14 @@ floors: a package imports lower floors only
   3  fleet/db                 opens and migrates SQL
   4  fleet/device             devices, owners, claims, groups
   4  fleet/ingest             telemetry in: topic rights, validation, dedup
-  4  fleet/telemetry          time-series store, PromQL API, alerts
+  4  fleet/timeseries         time-series store, PromQL API
+  4  fleet/alert              alert rules and who is told
   4  fleet/rollout            releases, waves, pause and halt
   4  fleet/payout             rewards per epoch, ledger, payouts
   4  fleet/auth               sessions, passkeys, roles, tokens, audit log
   4  fleet/console            web console: templates and assets, embedded
   5  fleet                    wires the contexts above into one server
+  6  fleet/db/dbtest          runs a test once per database engine
   6  fleet/fleettest          a whole fleet in process, for tests; the box simulator
   6  firmware/esp/crashtest   replays every power cut of an install, for tests
   6  internal/rig             one Machine interface (power, serial, network, disk faults): QEMU now, boards later
@@ -147,9 +150,12 @@ doors: a heavy library is imported by these alone ("tests" are all _test.go file
   github.com/vishvananda/netlink      opens to agent/network tests                         # one owner of links and addresses
   github.com/google/nftables          opens to agent/network/... tests                     # one owner of the rules
   github.com/hashicorp/yamux          opens to relay/wire                                  # one place knows how tunnels share a connection
-  github.com/eclipse/paho.mqtt.golang opens to agent/telemetry fleet/ingest                # MQTT has one mouth and one ear
+  github.com/eclipse/paho.mqtt.golang opens to agent/uplink fleet/ingest                   # MQTT has one mouth and one ear
+  github.com/mochi-mqtt/server        opens to fleet/ingest                                # the broker is a detail of it
+  github.com/prometheus/prometheus    opens to fleet/timeseries                            # one owner of samples
   github.com/theupdateframework/go-tuf opens to images/release                             # one place decides what a good release is
   modernc.org/sqlite                  opens to fleet/db                                    # contexts see database/sql, never an engine
+  github.com/pressly/goose            opens to fleet/db                                    # one way to migrate
   github.com/jackc/pgx                opens to fleet/db                                    # contexts see database/sql, never an engine
   github.com/cosmos/cosmos-sdk        opens to chain/x/... chain/gogo/... chain/cometnode chain/app chain/chaintest/... cmd/croft-chaind # the SDK stays where the keepers are
   github.com/cometbft/cometbft        opens to chain/x/... chain/cometnode chain/app chain/chaintest cmd/croft-chaind # consensus stays where the keepers are
@@ -162,5 +168,5 @@ doors: a heavy library is imported by these alone ("tests" are all _test.go file
   chain/chaintest                     opens to tests                                       # test support
   chain/npmpeer                       opens to tests                                       # test support
   chain/tenant/gatewaystub            opens to tests                                       # test support
-  os/exec                             opens to images/build images/gokrazy/init hwtest/... chain/npmpeer cmd/... firmware/perm internal/rig internal/rig/outside internal/tools/protogen internal/vmtest tests # a box has no shell: what runs a program is named here
+  os/exec                             opens to images/build images/gokrazy/init hwtest/... chain/npmpeer fleet/db/dbtest fleet/fleettest cmd/... firmware/perm internal/rig internal/rig/outside internal/tools/protogen internal/vmtest tests # a box has no shell: what runs a program is named here
 `
