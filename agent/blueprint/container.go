@@ -64,6 +64,9 @@ func Container(s sdl.Service, at Site) lease.Container {
 	for _, v := range s.Resources.Storage {
 		p := MountOf(s, v)
 		if p.Mount == "" {
+			if !InMemory(v) {
+				c.Limits.Root += bounded64(v.Size)
+			}
 			continue
 		}
 		m := lease.Mount{Destination: path.Clean(p.Mount), ReadOnly: p.ReadOnly}

@@ -1,6 +1,7 @@
 package ingress
 
 import (
+	"net"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -33,6 +34,14 @@ const (
 	maxOptionTime          = time.Hour        // what tenants may ask for as a timeout
 	halfOpen               = time.Hour        // for the other direction once one of a pipe has ended
 )
+
+// toReplica dials replicas. An enclosure that is ended closes no connection: only
+// its silence tells, here after some 20 s. One that has little of a processor
+// answers in that time.
+var toReplica = net.Dialer{
+	Timeout:         dialTimeout,
+	KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: 3 * time.Second, Count: 5},
+}
 
 // Limits of UDP. A flow is a client's address and port at one port of a lease.
 const (

@@ -74,7 +74,7 @@ func (p *port) dial(network string) (net.Conn, netip.AddrPort) {
 	first := int(p.next.Add(1) - 1)
 	for n := range p.Backends {
 		at := p.Backends[(first+n)%len(p.Backends)]
-		conn, err := (&net.Dialer{Timeout: dialTimeout}).DialContext(context.Background(), network, at.String())
+		conn, err := toReplica.DialContext(context.Background(), network, at.String())
 		if err == nil {
 			return conn, at
 		}

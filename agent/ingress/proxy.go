@@ -40,7 +40,7 @@ func newSite(r HTTPRoute, t *tenancy, old *site) *site {
 	}
 	s.transport = &http.Transport{
 		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
-			conn, err := (&net.Dialer{Timeout: dialTimeout}).DialContext(ctx, network, address)
+			conn, err := toReplica.DialContext(ctx, network, address)
 			if err != nil {
 				return nil, &dialError{err}
 			}

@@ -60,6 +60,7 @@ type Limits struct {
 	CPU    int64 // thousandths of a core
 	Memory int64 // bytes, for the tenant's programs; the sandbox's own need comes on top
 	Pids   int64 // processes and threads of the host; 0: the runtime's default
+	Root   int64 // bytes of files in the replica's root; 0: as many as the lease's disk holds
 }
 
 // Mount is a folder of the host in a replica.

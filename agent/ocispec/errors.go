@@ -54,6 +54,7 @@ var reasonRemedies = map[Reason]string{
 	WrongArchitecture:  "build the image for linux/%ARCH%",
 	ImageTooLarge:      "use a smaller image",
 	BadReference:       "name the image as registry/repository:tag",
+	BadImage:           "mend the image and push it again",
 }
 
 // Error is what this package and agent/sandbox fail with. It unwraps to a

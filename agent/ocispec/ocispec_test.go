@@ -312,7 +312,7 @@ func replica() Input {
 				{Source: "/lease/volumes/data", Destination: "/data/", ReadOnly: true},
 				{Destination: "/dev/shm", Tmpfs: 1 << 20},
 			},
-			Limits:   lease.Limits{CPU: 500, Memory: 256 << 20},
+			Limits:   lease.Limits{CPU: 500, Memory: 256 << 20, Root: 64 << 20},
 			Hostname: "web-2-0",
 			Attachment: &lease.Attachment{
 				NetNS: "/run/netns/x", Address: netip.MustParsePrefix("10.88.0.2/30"), Gateway: netip.MustParseAddr("10.88.0.1"),

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -122,6 +123,10 @@ func Build(in Input) (*specs.Spec, error) {
 		granted.Effective, granted.Permitted = capabilities(), capabilities()
 	}
 	score := outOfMemoryScore
+	var annotations map[string]string
+	if root := in.Container.Limits.Root; root > 0 {
+		annotations = map[string]string{rootAnnotation: strconv.FormatInt(root, 10)}
+	}
 	return &specs.Spec{
 		Version: specs.Version,
 		Process: &specs.Process{
@@ -141,8 +146,13 @@ func Build(in Input) (*specs.Spec, error) {
 		Hostname: hostname,
 		Mounts:   mounts,
 		Linux:    linux,
+
+		Annotations: annotations,
 	}, nil
 }
+
+// rootAnnotation tells croft-runsc how many bytes a root may take.
+const rootAnnotation = "cloud.croft.root"
 
 // CgroupRoot holds all replicas' cgroups. It must be there before the first one:
 // runsc removes, with a replica's cgroup, those above that it made for it, and

@@ -124,9 +124,10 @@ func BenchmarkIdleBox(b *testing.B) {
 
 // idleness is what a box was seen to use.
 type idleness struct {
-	cores    float64 // as the box counts them
-	emulator float64 // processors that QEMU kept busy
-	used     int64   // bytes of memory, as the owner page tells
+	cores    float64          // as the box counts them
+	emulator float64          // processors that QEMU kept busy
+	used     int64            // bytes of memory, as the owner page tells
+	memory   map[string]int64 // the kernel's account, in bytes
 	factors  map[string]float64
 	programs map[string]usage
 }
@@ -157,7 +158,7 @@ func (p *provider) watch(gauge string) idleness {
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	seen.used = status.MemoryUsedBytes
+	seen.used, seen.memory = status.MemoryUsedBytes, after.Memory
 	was := map[int]float64{}
 	for _, process := range before.Processes {
 		was[process.PID] = process.CPU
@@ -257,6 +258,11 @@ func (i idleness) report(b *testing.B, nothing idleness) {
 	for _, name := range names {
 		u := i.programs[name]
 		fmt.Fprintf(&table, "\n%-28s %2d × %6.1f MB resident, %6.1f MB own, %.4f cores", name, u.processes, float64(u.rss)/1e6, float64(u.own)/1e6, u.cores)
+	}
+	for _, name := range slices.SortedFunc(maps.Keys(i.memory), func(a, b string) int { return cmp.Compare(i.memory[b], i.memory[a]) }) {
+		if bytes := i.memory[name]; bytes > 1e6 && !strings.HasPrefix(name, "Direct") && !strings.HasPrefix(name, "Vmalloc") {
+			fmt.Fprintf(&table, "\n%-28s %8.1f MB", name, float64(bytes)/1e6)
+		}
 	}
 	b.Log(table.String())
 }

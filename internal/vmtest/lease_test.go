@@ -158,7 +158,8 @@ type sight struct {
 		CPU     float64
 	}
 	Mounts, Links, Mapper, Loops, Spaces, Groups, Disks, Addresses []string
-	Images, Available                                              int64
+	Images                                                         int64
+	Memory                                                         map[string]int64 // as in /proc/meminfo, in bytes
 	Idle, Uptime                                                   float64
 }
 

@@ -19,6 +19,11 @@
 // tenant and no hook anyway. Should one get through, runsc would hand the
 // changed flag to the sandbox it starts, and that is this program again.
 //
+// One annotation counts: cloud.croft.root is how many bytes a container may write
+// to its root. Who writes more gets ENOSPC. Without it the file behind the root
+// grows until the lease's disk is full, and the sandbox, which has that file
+// mapped, ends by SIGBUS.
+//
 // The version of gVisor is the module's, pinned in go.mod; newer ones want a
 // sentry of their own and a C program beside runsc that no Go module contains
 // (gvisor.dev/issue/13718), so read that before moving the pin.
@@ -35,6 +40,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"strconv"
 	"strings"
 	"time"
 
@@ -56,7 +62,7 @@ var policy = []rule{
 	{"host-uds", "none"},                   // no Unix socket of the host, bound into a volume or not
 	{"host-fifo", "none"},                  // likewise
 	{"character-device-policy", "emulated-only"},
-	{"overlay2", "root:self"}, // writes to the root go to one file in the snapshot, on the lease's disk
+	{"overlay2", rootOverlay}, // writes to the root go to one file in the snapshot, on the lease's disk
 	{"directfs", "true"},      // the sentry opens files itself, in its own empty root
 	{"oci-seccomp", "true"},   // a filter in the spec counts inside too
 	{"ignore-cgroups", "false"},
@@ -72,6 +78,24 @@ var policy = []rule{
 	{"TESTONLY-unsafe-nonroot", "false"},
 	// The sentry starts from this file. Its other values want programs beside it.
 	{"sidecar-usage-policy", "LEGACY_DEPRECATED_SLOW_EMBEDDED_FALLBACK"},
+}
+
+// rootOverlay may be followed by sizeOption and a number of bytes.
+const (
+	rootOverlay    = "root:self"
+	sizeOption     = ",size="
+	rootAnnotation = "cloud.croft.root"
+)
+
+// allows tells whether a flag with a rule may have a value.
+func (r rule) allows(value string) bool {
+	if r.value == rootOverlay {
+		if bytes, sized := strings.CutPrefix(value, rootOverlay+sizeOption); sized {
+			_, err := strconv.ParseUint(bytes, 10, 63)
+			return err == nil
+		}
+	}
+	return value == r.value
 }
 
 // enforce returns args with the policy before them, or an error if args, up to
@@ -98,19 +122,25 @@ func enforce(args []string) ([]string, error) {
 			}
 		}
 		for _, r := range policy {
-			if name == r.flag && value != r.value {
+			if name == r.flag && !r.allows(value) {
 				return nil, fmt.Errorf("flag --%s=%s is refused: on the box it is always %s", name, value, r.value)
 			}
 		}
 	}
+	root := ""
 	if i < len(args) && args[i] == "create" {
-		if err := checkSpec(valueOf(args[i+1:], "bundle")); err != nil {
+		var err error
+		if root, err = checkSpec(valueOf(args[i+1:], "bundle")); err != nil {
 			return nil, err
 		}
 	}
 	enforced := make([]string, 0, len(policy)+len(args))
 	for _, r := range policy {
-		enforced = append(enforced, "--"+r.flag+"="+r.value)
+		value := r.value
+		if value == rootOverlay && root != "" {
+			value += sizeOption + root
+		}
+		enforced = append(enforced, "--"+r.flag+"="+value)
 	}
 	return append(enforced, args...), nil
 }
@@ -144,28 +174,32 @@ func valueOf(args []string, wanted string) string {
 }
 
 // checkSpec refuses a container whose annotations speak to gVisor, or that wants
-// programs run outside.
-func checkSpec(bundle string) error {
+// programs run outside. It returns how many bytes the root may take, or nothing.
+func checkSpec(bundle string) (root string, err error) {
 	data, err := os.ReadFile(filepath.Join(bundle, "config.json")) // no bundle: the working folder
 	if err != nil {
-		return fmt.Errorf("read the container's specification: %w", err)
+		return "", fmt.Errorf("read the container's specification: %w", err)
 	}
 	var spec struct {
 		Annotations map[string]string `json:"annotations"`
 		Hooks       json.RawMessage   `json:"hooks"`
 	}
 	if err := json.Unmarshal(data, &spec); err != nil {
-		return fmt.Errorf("read the container's specification: %w", err)
+		return "", fmt.Errorf("read the container's specification: %w", err)
 	}
 	if spec.Hooks != nil {
-		return errors.New("hooks are refused: on the box no container has programs run outside of its sandbox")
+		return "", errors.New("hooks are refused: on the box no container has programs run outside of its sandbox")
 	}
 	for key := range spec.Annotations {
 		if strings.HasPrefix(key, "dev.gvisor.") {
-			return fmt.Errorf("annotation %s is refused: on the box no container instructs its sandbox", key)
+			return "", fmt.Errorf("annotation %s is refused: on the box no container instructs its sandbox", key)
 		}
 	}
-	return nil
+	root = spec.Annotations[rootAnnotation]
+	if _, err := strconv.ParseUint(root, 10, 63); err != nil && root != "" {
+		return "", fmt.Errorf("annotation %s=%q is no number of bytes", rootAnnotation, root)
+	}
+	return root, nil
 }
 
 // asksVersion tells that all the caller typed is --version, as Docker and people do.

@@ -19,6 +19,10 @@ func TestCallerCannotLoosenTheSandbox(t *testing.T) {
 	}{
 		{"the shim's call", []string{"--root", "/run/r", "--log", "/x", "--log-format", "json", "start", "id"}, false},
 		{"runsc's own call", []string{"--root=/run/r", "--platform=systrap", "--host-uds=none", "--log-fd=3", "boot", "id"}, false},
+		{"runsc's own call for a root of some size", []string{"--overlay2=root:self,size=1048576", "boot", "id"}, false},
+		{"a root of no size", []string{"--overlay2=root:self,size=", "create", "id"}, true},
+		{"a root of a size that is more", []string{"--overlay2=root:self,size=1,mode=777", "create", "id"}, true},
+		{"a root in memory", []string{"--overlay2=root:memory,size=1048576", "create", "id"}, true},
 		{"another platform", []string{"--platform=ptrace", "create", "id"}, true},
 		{"one dash", []string{"-platform=ptrace", "create", "id"}, true},
 		{"a switch", []string{"--debug", "create", "id"}, true},
@@ -52,6 +56,8 @@ func TestContainersDoNotInstructTheSandbox(t *testing.T) {
 	}{
 		{"none", `{"process":{}}`, false},
 		{"of others", `{"annotations":{"io.croft.lease":"l0123456789"}}`, false},
+		{"a root of some size", `{"annotations":{"cloud.croft.root":"1048576"}}`, false},
+		{"a root of a size that is more", `{"annotations":{"cloud.croft.root":"1,mode=777"}}`, true},
 		{"a flag", `{"annotations":{"dev.gvisor.flag.host-uds":"all"}}`, true},
 		{"a mount", `{"annotations":{"dev.gvisor.spec.mount.v.type":"bind"}}`, true},
 		{"a hook", `{"hooks":{"createRuntime":[{"path":"/bin/sh"}]}}`, true},
@@ -80,6 +86,17 @@ func TestContainersDoNotInstructTheSandbox(t *testing.T) {
 
 // A policy that gVisor reads in another spelling than it writes would be refused
 // by the sandbox it starts.
+func TestRootIsBounded(t *testing.T) {
+	bundle := t.TempDir()
+	if err := os.WriteFile(filepath.Join(bundle, "config.json"), []byte(`{"annotations":{"cloud.croft.root":"1048576"}}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	got, err := enforce([]string{"create", "--bundle", bundle, "id"})
+	if err != nil || !slices.Contains(got, "--overlay2=root:self,size=1048576") {
+		t.Errorf("enforce = %q, %v", got, err)
+	}
+}
+
 func TestPolicyComesBackAsItWasGiven(t *testing.T) {
 	flags := flag.NewFlagSet("runsc", flag.ContinueOnError)
 	config.RegisterFlags(flags)

@@ -132,7 +132,9 @@ func serve(stdout io.Writer) error {
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, born) }) //nolint:errcheck // the visitor has gone
 	mux.HandleFunc("GET /do", func(w http.ResponseWriter, req *http.Request) {
 		q := req.URL.Query()
+		pause := keepWaiting(w)
 		said, err := spawn(req.Context(), append([]string{q.Get("deed")}, q["arg"]...)...)
+		pause()
 		_, _ = w.Write(said) // the visitor has gone
 		if err != nil {
 			(&reporter{json.NewEncoder(w)}).tell(Attempt{What: "the deed ends", Failed: err.Error()})
@@ -144,13 +146,12 @@ func serve(stdout io.Writer) error {
 	mux.HandleFunc("GET /flood", func(w http.ResponseWriter, req *http.Request) {
 		line := strings.Repeat("x", 1023) + "\n"
 		n := number([]string{req.URL.Query().Get("mib")}, 0, 1)
+		defer keepWaiting(w)()
 		for range n << 10 {
 			if _, err := io.WriteString(stdout, line); err != nil {
-				http.Error(w, err.Error(), http.StatusInsufficientStorage)
-				return
+				panic(http.ErrAbortHandler)
 			}
 		}
-		fmt.Fprintf(w, "%d MiB written\n", n) //nolint:errcheck // the visitor has gone
 	})
 	server := http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
 	ended := make(chan error)
@@ -162,6 +163,25 @@ func serve(stdout io.Writer) error {
 		go func() { ended <- server.Serve(listener) }()
 	}
 	return <-ended
+}
+
+// keepWaiting sends a line feed now and then, for an ingress gives up on a service
+// that is silent for a minute. It ends with the function that it returns.
+func keepWaiting(w http.ResponseWriter) (end func()) {
+	done, gone := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(gone)
+		for {
+			select {
+			case <-done:
+				return
+			case <-time.After(10 * time.Second):
+				_, _ = io.WriteString(w, "\n") // the visitor has gone
+				_ = http.NewResponseController(w).Flush()
+			}
+		}
+	}()
+	return func() { close(done); <-gone }
 }
 
 // spawn runs this program anew and returns what it said. The process ends with ctx.

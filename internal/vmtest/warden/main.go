@@ -48,9 +48,9 @@ type Sight struct {
 	Disks     []string // folders of lease disks
 	Images    int64    // bytes of containerd's store
 	Addresses []string
-	Idle      float64 // seconds that all processors were idle since the start
-	Uptime    float64 // seconds
-	Available int64   // bytes of memory that programs could have
+	Idle      float64          // seconds that all processors were idle since the start
+	Uptime    float64          // seconds
+	Memory    map[string]int64 // /proc/meminfo, in bytes
 }
 
 // Process is one process with a program.
@@ -95,9 +95,10 @@ func look() Sight {
 	if _, err := fmt.Sscan(text("/proc/uptime"), &s.Uptime, &s.Idle); err != nil {
 		log.Print(err)
 	}
+	s.Memory = map[string]int64{}
 	for line := range strings.Lines(text("/proc/meminfo")) {
-		if kib, found := strings.CutPrefix(line, "MemAvailable:"); found {
-			s.Available = number(strings.Fields(kib)[0]) << 10
+		if name, rest, found := strings.Cut(line, ":"); found {
+			s.Memory[name] = number(strings.Fields(rest)[0]) << 10
 		}
 	}
 	for _, list := range [][]string{s.Mounts, s.Mapper, s.Loops, s.Groups, s.Addresses} {
