@@ -342,11 +342,11 @@ func (s *Sandbox) kill(ctx context.Context, id, exec string, signal unix.Signal)
 
 // waitEnd returns when a replica or command has ended, or after a time.
 func (s *Sandbox) waitEnd(ctx context.Context, id, exec string, at time.Duration) error {
-	call, cancel := context.WithTimeout(s.inNamespace(ctx), at)
+	call, cancel := context.WithCancel(s.inNamespace(ctx)) // of a deadline shims tell in words of their own
 	defer cancel()
+	defer time.AfterFunc(at, cancel).Stop()
 	_, err := s.tasks.Wait(call, &tasks.WaitRequest{ContainerID: id, ExecID: exec})
-	late := code(err) == codes.DeadlineExceeded || code(err) == codes.Canceled // what the shim says when our time is over
-	if ctx.Err() == nil && late || isMissing(err) {
+	if late := call.Err() != nil && ctx.Err() == nil; late || isMissing(err) {
 		return nil
 	}
 	return err

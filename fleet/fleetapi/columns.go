@@ -1,6 +1,7 @@
 package fleetapi
 
 import (
+	"bytes"
 	"encoding/binary"
 	"encoding/hex"
 	"math"
@@ -30,6 +31,8 @@ type columns struct {
 	gaps    []byte
 	values  []byte
 }
+
+var newline = []byte("\n")
 
 // A word in keys is written as
 const (
@@ -138,7 +141,7 @@ func (k *keyWriter) word(w string) {
 		if k.numbers == nil {
 			k.numbers = make(map[string]int)
 		} else {
-			k.words = append(k.words, '\n')
+			k.words = append(k.words, newline...)
 		}
 		number = len(k.numbers)
 		k.numbers[w] = number
@@ -268,11 +271,14 @@ func (b *Batch) fillTimes(c *columns) error {
 
 func (b *Batch) fillKeys(c *columns) error {
 	keys := keyReader{cursor: cursor{rest: c.keys}}
+	if most := len(c.codings) * (1 + 2*MaxLabels); bytes.Count(c.words, newline) >= max(most, 1) {
+		return refuse(ReasonOversized, "words: more than %d series can have", len(c.codings))
+	}
 	if len(c.words) > 0 {
-		keys.words = strings.Split(string(c.words), "\n") // they share one string
+		keys.words = strings.Split(string(c.words), string(newline)) // they share one string
 	}
 	b.Series = make([]Series, len(c.codings))
-	labels := make([]Label, 0, len(c.keys)/2) // of all series; each label takes two bytes or more
+	labels := make([]Label, 0, min(len(c.keys)/2, len(c.codings)*MaxLabels)) // of all series
 	for i := range b.Series {
 		n := keys.varint()
 		if n > MaxLabels {

@@ -2,8 +2,9 @@ package fleetapi
 
 import (
 	"cmp"
+	"crypto/rand"
+	"encoding/binary"
 	"maps"
-	"math"
 	"slices"
 	"time"
 
@@ -64,8 +65,12 @@ type Origin struct {
 	Seq uint64
 }
 
-// NewJournal makes a number for [Origin.Journal] of 64 random bits.
-func NewJournal(random uint64) uint64 { return max(1, random&math.MaxInt64) }
+// NewJournal draws a number for [Origin.Journal].
+func NewJournal() uint64 {
+	var raw [8]byte
+	rand.Read(raw[:]) // never fails
+	return max(1, binary.BigEndian.Uint64(raw[:])>>1)
+}
 
 // Hello says who the box is and what it runs. It is the first message of each
 // session, before the [State].

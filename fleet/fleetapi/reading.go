@@ -14,7 +14,7 @@ import (
 const (
 	MaxSeries   = 4096    // series
 	MaxInstants = 3600    // instants
-	MaxValues   = 1 << 17 // series × instants
+	MaxValues   = 1 << 15 // series × instants: 500 series, each second of a minute
 	MaxLabels   = 6       // labels of a series
 	maxName     = 96      // bytes of a series' name
 )
@@ -39,7 +39,9 @@ type Reading struct {
 }
 
 // Batch is what was read at some instants, as a table: one row for each series,
-// one column for each instant. [Builder] makes one from readings.
+// one column for each instant. [Builder] makes one from readings. One within the
+// bounds fits a payload, unless its names are longer than any that mean
+// something; [Encode] then refuses it.
 type Batch struct {
 	Epoch    uint64        // session in which it was made, as in [Hello]
 	Seq      uint64        // 1 for the first batch of the session, then one more with each

@@ -80,7 +80,10 @@ func Decode(s Subject, raw []byte) (Payload, error) {
 	default:
 		return nil, refuse(ReasonMalformed, "subject %.32q is not known", s)
 	}
-	return p, decode(p, raw)
+	if err := decode(p, raw); err != nil {
+		return nil, err
+	}
+	return p, nil
 }
 
 // Parse reads a payload whose type is known: Parse[fleetapi.Job](raw).
@@ -88,8 +91,11 @@ func Parse[T any, P interface {
 	*T
 	Payload
 }](raw []byte) (*T, error) {
-	p := P(new(T))
-	return p, decode(p, raw)
+	p := new(T)
+	if err := decode(P(p), raw); err != nil {
+		return nil, err
+	}
+	return p, nil
 }
 
 func decode(p Payload, raw []byte) error {
@@ -116,9 +122,9 @@ func decodeInto(p Payload, raw []byte) error {
 		return err
 	}
 	members := p.table()
-	batch, ok := p.(*Batch)
+	batch, isBatch := p.(*Batch)
 	var c columns
-	if ok {
+	if isBatch {
 		members = append(members, c.table()...)
 	}
 	if err := members.read(rest); err != nil {
@@ -127,7 +133,7 @@ func decodeInto(p Payload, raw []byte) error {
 	if err := members.check(); err != nil {
 		return err
 	}
-	if ok {
+	if isBatch {
 		return batch.fill(&c)
 	}
 	return nil

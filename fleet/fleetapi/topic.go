@@ -34,7 +34,7 @@ type delivery struct {
 var deliveries = map[Subject]delivery{
 	SubjectHello:    {qos: 1, max: 32 << 10},
 	SubjectState:    {qos: 1, max: 256, retained: true},
-	SubjectReadings: {qos: 0, max: 128 << 10, packed: true},
+	SubjectReadings: {qos: 0, max: 256 << 10, packed: true},
 	SubjectEvent:    {qos: 1, max: 32 << 10},
 	SubjectLog:      {qos: 0, max: 128 << 10, packed: true},
 	SubjectStatus:   {qos: 1, max: 32 << 10},

@@ -24,15 +24,17 @@ var words1 []byte
 const wordList = 1
 
 // packer and unpacker are made at the first use and are safe for use by
-// several goroutines. The packer has one encoder: a box packs once a minute.
+// several goroutines. The packer has one encoder, for a box packs once a minute,
+// and its fastest level: the next one takes 9 MiB for good, not 1, and saves 2 %
+// of a minute that was read six times.
 var (
 	packer = sync.OnceValue(func() *zstd.Encoder {
 		e, err := zstd.NewWriter(nil,
 			zstd.WithEncoderConcurrency(1),
 			zstd.WithLowerEncoderMem(true),
-			zstd.WithWindowSize(256<<10),
+			zstd.WithWindowSize(128<<10),
 			zstd.WithEncoderCRC(false), // TLS has better
-			zstd.WithEncoderLevel(zstd.SpeedBestCompression),
+			zstd.WithEncoderLevel(zstd.SpeedFastest),
 			zstd.WithEncoderDictRaw(wordList, words1),
 		)
 		if err != nil {

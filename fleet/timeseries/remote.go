@@ -150,12 +150,12 @@ func (s *sender) sendSome(ctx context.Context) (more bool, err error) {
 	}
 	switch err := s.post(ctx, snappy.Encode(nil, body)); {
 	case errors.Is(err, errRefused):
-		s.refused.Add(t.samples)
-		s.log.Warn("remote write refused samples; they are dropped", "samples", t.samples, "error", err)
+		s.refused.Add(t.total())
+		s.log.Warn("remote write refused samples; they are dropped", "samples", t.total(), "error", err)
 	case err != nil:
 		return true, err
 	default:
-		s.sent.Add(t.samples)
+		s.sent.Add(t.total())
 	}
 	return true, s.spool.done(t)
 }

@@ -180,8 +180,15 @@ func (s *spool) shrinkLocked() error {
 // taken is some frames in a row and where they end.
 type taken struct {
 	payloads [][]byte
-	samples  int64
+	samples  map[int64]int64 // by file
 	end      position
+}
+
+func (t taken) total() (sum int64) {
+	for _, n := range t.samples {
+		sum += n
+	}
+	return sum
 }
 
 // take reads the oldest frames, up to about so many bytes of payload; none: the
@@ -192,7 +199,7 @@ func (s *spool) take(bytes int) (taken, error) {
 	if s.pos.Number < s.files[0].number {
 		s.pos = position{Number: s.files[0].number} // what was between was dropped
 	}
-	t := taken{end: s.pos}
+	t := taken{samples: map[int64]int64{}, end: s.pos}
 	for i := 0; i < len(s.files) && bytes > 0; i++ {
 		file := s.files[i]
 		if file.number < t.end.Number {
@@ -226,7 +233,7 @@ func (s *spool) takeFile(file spoolFile, t *taken, bytes *int) (err error) {
 			return fmt.Errorf("read remote spool: %w", err)
 		}
 		t.payloads = append(t.payloads, payload)
-		t.samples += samples
+		t.samples[file.number] += samples
 		t.end.Offset += frameHead + int64(len(payload))
 		*bytes -= len(payload)
 	}
@@ -238,21 +245,16 @@ func (s *spool) takeFile(file spoolFile, t *taken, bytes *int) (err error) {
 func (s *spool) done(t taken) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	for i := range s.files {
+		n := t.samples[s.files[i].number]
+		s.files[i].samples -= n
+		s.waiting -= n
+	}
 	for len(s.files) > 1 && s.files[0].number < t.end.Number {
 		if err := os.Remove(s.path(s.files[0].number)); err != nil {
 			return fmt.Errorf("remove file of remote spool: %w", err)
 		}
-		s.waiting -= s.files[0].samples
-		t.samples -= s.files[0].samples
 		s.files = s.files[1:]
-	}
-	if first := &s.files[0]; first.number == t.end.Number {
-		left := max(0, first.samples-max(0, t.samples))
-		s.waiting -= first.samples - left
-		first.samples = left
-	}
-	if t.end.Number < s.pos.Number {
-		return nil // it was dropped meanwhile
 	}
 	s.pos = t.end
 	text, err := json.Marshal(s.pos)

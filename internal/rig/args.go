@@ -36,10 +36,17 @@ type image struct {
 // args builds QEMU's arguments. It is a pure function, for tests.
 func (c *Config) args(l launch) []string {
 	machine := "q35"
+	// A guest's kernel that rewrites its own code while another processor runs it
+	// has been seen to panic under emulation, when CPU quotas were switched on:
+	// an int3 that was gone again was met. In turn it cannot happen.
+	threads := "multi"
+	if c.InTurn {
+		threads = "single"
+	}
 	args := []string{
 		"-name", "croft",
 		"-no-user-config", "-nodefaults",
-		"-accel", "tcg,thread=multi",
+		"-accel", "tcg,thread=" + threads,
 		"-cpu", "max",
 		"-smp", strconv.Itoa(c.CPUs),
 		"-m", strconv.FormatInt(c.Memory/mib, 10) + "M",

@@ -20,6 +20,7 @@ type Config struct {
 
 	Memory   int64      // bytes, whole MiB; default 2 GiB
 	CPUs     int        // default 2
+	InTurn   bool       // the CPUs work one at a time, as code that rewrites itself needs it under emulation; default all at once
 	Disks    []Disk     // the order is the order in which the firmware tries them
 	Firmware Firmware   // default UEFI
 	Kernel   *Kernel    // boot this directly, without firmware; default nil: the firmware boots from Disks

@@ -84,7 +84,10 @@ func newProvider(t *testing.T) *provider {
 	}
 	p := &provider{world: world, box: boxOn(t, world.Network(outside.FromGuest), settings{
 		from: image.Image, size: 24 << 30, memory: 3 << 30, tpm: true,
-		config: func(c *rig.Config) { c.Forwards = append(c.Forwards, rig.Forward{Guest: wardenPort}) },
+		config: func(c *rig.Config) {
+			c.Forwards = append(c.Forwards, rig.Forward{Guest: wardenPort})
+			c.InTurn = true
+		},
 	})}
 	p.powerOn()
 	begin := time.Now()

@@ -136,7 +136,7 @@ func (g *Gate) Judge(cs tls.ConnectionState) Peer {
 		return peer
 	}
 	now := g.now()
-	way, err := leaf.Verify(x509.VerifyOptions{
+	ways, err := leaf.Verify(x509.VerifyOptions{
 		Roots:         g.roots,
 		Intermediates: poolOf(chain[1:]),
 		KeyUsages:     []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
@@ -149,7 +149,7 @@ func (g *Gate) Judge(cs tls.ConnectionState) Peer {
 	}
 	peer := Peer{Standing: Device, Device: device, Cert: CertIDOf(leaf), NotAfter: leaf.NotAfter}
 	switch {
-	case g.revoked.Device(device) || slices.ContainsFunc(way[0], func(c *x509.Certificate) bool { return g.revoked.Cert(CertIDOf(c)) }):
+	case g.revoked.Device(device) || slices.ContainsFunc(slices.Concat(ways...), g.revoked.certificate):
 		peer.Standing = Revoked
 	case now.After(leaf.NotAfter.Add(RenewGrace)):
 		peer.Standing = Lapsed
@@ -212,6 +212,8 @@ func (r *Revocations) Cert(id CertID) bool {
 	defer r.mu.RUnlock()
 	return r.certs[id]
 }
+
+func (r *Revocations) certificate(cert *x509.Certificate) bool { return r.Cert(CertIDOf(cert)) }
 
 func setOf[T comparable](all []T) map[T]bool {
 	set := make(map[T]bool, len(all))

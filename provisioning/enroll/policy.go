@@ -80,7 +80,7 @@ func (p Policy) Admit(ctx context.Context, req *Request, device croft.DeviceID, 
 			return nil, fmt.Errorf("bind voucher %s to device %s: %w", v.ID, device, err)
 		}
 		if holder != device {
-			return nil, refuse(ReasonVoucherUsed, "voucher %s came with device %s before", v.ID, holder)
+			return nil, refuse(ReasonVoucherUsed, "voucher %s came with another device key before", v.ID)
 		}
 		in.VoucherID, in.Sticker = v.ID, v.Claim
 		if v.SerialNumber != "" {
@@ -130,7 +130,7 @@ func bindListed(ctx context.Context, in *Admission, reg Register) error {
 		return fmt.Errorf("bind serial number %s to device %s: %w", in.SerialNumber, in.Device, err)
 	}
 	if holder != in.Device {
-		return refuse(ReasonSerialTaken, "serial number %s came with device %s before", in.SerialNumber, holder)
+		return refuse(ReasonSerialTaken, "serial number %s came with another device key before", in.SerialNumber)
 	}
 	return nil
 }

@@ -79,7 +79,7 @@ func (t *Trust) Check(cs tls.ConnectionState) error {
 		CurrentTime:   at,
 	})
 	if invalid, ok := errors.AsType[x509.CertificateInvalidError](err); ok && invalid.Reason == x509.Expired {
-		return refuse(ReasonServerExpired, "certificate of fleet %s is for %s to %s, and it is %s at least",
+		return refuse(ReasonServerExpired, "certificate of fleet %s is for %s to %s, and here it is %s",
 			t.cfg.Host, leaf.NotBefore.Format(time.DateOnly), leaf.NotAfter.Format(time.DateOnly), at.Format(time.DateOnly))
 	}
 	if err != nil {
