@@ -74,7 +74,7 @@ type Config struct {
 	Patience time.Duration         // how long a Read waits for hardware, leases and GPUs; default 2 s
 	Leases   Leases                // default: no readings of leases
 	GPUs     GPUs                  // default: no readings of GPUs
-	Clock    func() (Clock, error) // who knows about the clock; must not block; default [KernelClock]
+	Clock    func() (Clock, error) // who knows about the clock; default [KernelClock]
 }
 
 // Sampler reads the box. Its methods may be called at the same time.

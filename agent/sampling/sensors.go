@@ -54,8 +54,8 @@ func readSensors(p *pass) {
 	names := map[string]int{}
 	for _, z := range zones {
 		names[z.kind]++
-		if z.kind == "x86_pkg_temp" && hasCore {
-			continue // coretemp tells the same
+		if z.kind == "x86_pkg_temp" && hasCore || z.kind == "INT3400 Thermal" {
+			continue // coretemp tells the same; INT3400 is no sensor and always says 20 °C
 		}
 		readZone(p, z, names[z.kind])
 	}

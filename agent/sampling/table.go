@@ -178,7 +178,7 @@ var table = [metricCount]Metric{
 
 	agentCPUSeconds:        {"croft_agent_cpu_seconds_total", []string{"mode"}, "s", true, "/proc/self/stat", "Processor time of this program: user; system."},
 	agentMemory:            {"croft_agent_memory_bytes", []string{"kind"}, "B", false, "/proc/self/status, runtime/metrics", "resident, as the kernel counts; heap, live and not yet collected objects; runtime, all that Go holds."},
-	agentGoroutines:        {"croft_agent_goroutines", nil, "1", false, "runtime/metrics", "Goroutines."},
+	agentGoroutines:        {"croft_agent_goroutines", nil, "1", false, "runtime/metrics", "Goroutines, up to 15 that take these readings included."},
 	agentThreads:           {"croft_agent_threads", nil, "1", false, "/proc/self/status", "Threads of the kernel."},
 	agentOpenFiles:         {"croft_agent_open_files", nil, "1", false, "/proc/self/fd", "Open files and sockets, the one used to count them included."},
 	agentCollections:       {"croft_agent_gc_cycles_total", nil, "1", true, "runtime/metrics", "Garbage collections."},
