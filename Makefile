@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test build unit race lint law gen check runtime integration vm provider bench fuzz image cover clean
+.PHONY: help setup demo test build unit race lint law gen check runtime integration vm bench fuzz image cover clean
 
 export PATH := $(PATH):/usr/local/go/bin
 export CGO_ENABLED ?= 0
@@ -66,13 +66,9 @@ integration: runtime ## tests with real neighbours (build tag integration)
 vm: ## boot, faults, power cuts and slots in QEMU (build tag vm)
 	go test -tags vm -count=1 -timeout 70m -p 1 -parallel 2 -v ./internal/rig/... ./internal/vmtest/...
 
-provider: runtime ## a whole provider, in namespaces and in QEMU (build tag provider); not part of test yet
-	CROFT_RUNTIME=$(RUNTIME) go test -tags provider -count=1 -timeout 40m ./agent/hosting ./agent/sandbox
-	go test -tags 'vm provider' -count=1 -timeout 70m -run 'Lease|Hostile' -v ./internal/vmtest
-
 bench: runtime ## benchmarks, in QEMU too; docs/benchmarks.md holds the figures
-	CROFT_RUNTIME=$(RUNTIME) go test -tags provider -run '^$$' -bench . -benchmem -timeout 40m -p 1 ./agent/hosting ./agent/sandbox
-	go test -tags 'vm provider' -run '^$$' -bench . -benchmem -timeout 90m -p 1 ./...
+	CROFT_RUNTIME=$(RUNTIME) go test -tags integration -run '^$$' -bench . -benchmem -timeout 40m -p 1 ./agent/hosting ./agent/sandbox
+	go test -tags vm -run '^$$' -bench . -benchmem -timeout 90m -p 1 ./...
 
 fuzz: ## each fuzz target for FUZZTIME
 	@grep -rHoE --include='*_test.go' '^func Fuzz[A-Za-z0-9_]+' . | sed 's/:func / /' | while read -r file name; do \

@@ -1,4 +1,4 @@
-//go:build provider
+//go:build integration
 
 package hosting
 

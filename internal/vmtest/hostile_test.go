@@ -1,4 +1,4 @@
-//go:build provider
+//go:build vm
 
 package vmtest
 
