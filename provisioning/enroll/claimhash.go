@@ -1,6 +1,7 @@
 package enroll
 
 import (
+	"bytes"
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/base64"
@@ -64,7 +65,7 @@ func NewClaimKey(secret []byte) (*ClaimKey, error) {
 	if len(secret) < minClaimKey {
 		return nil, fmt.Errorf("make claim key: secret has %d bytes, want %d at least", len(secret), minClaimKey)
 	}
-	return &ClaimKey{secret: append([]byte(nil), secret...)}, nil
+	return &ClaimKey{secret: bytes.Clone(secret)}, nil
 }
 
 // SealedClaim is a claim secret as the fleet stores it, and finds its box by it:

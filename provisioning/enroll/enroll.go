@@ -19,7 +19,8 @@
 //
 // # Messages
 //
-// All of them travel by TLS 1.3 to the fleet's device port.
+// All of them travel by TLS 1.3 to the fleet's device port, and nothing on the
+// way may end that TLS.
 //
 //	box                                         fleet
 //	 proof of the key (TLS client certificate)
@@ -61,9 +62,10 @@
 //	server's key              to play the fleet to boxes until its certificate expires (90
 //	                          days); to boxes that do not know the time until their
 //	                          floor is past that; no certificate for anybody
-//	issuing key               both of the above, for up to 5 years: revoke its
-//	                          certificate, which shuts out its boxes, and make another;
-//	                          boxes go on believing its servers until it expires
+//	issuing key               servers that boxes believe, and boxes of new names (a name
+//	                          is a key's hash: no box that exists), for up to 5 years.
+//	                          Revoking its certificate shuts out those boxes; nothing
+//	                          but its end or another root shuts out the servers
 //	root key                  the fleet; every box must be given another root. Keep it
 //	                          offline: [Authority.PEM] is without it
 //	stored claim hashes       nothing without the claim key
