@@ -12,10 +12,10 @@ type JobKind string
 
 // The kinds.
 const (
-	JobReboot    JobKind = "reboot"    // start again, when the leases allow it
-	JobBundle    JobKind = "bundle"    // collect a support bundle
-	JobBenchmark JobKind = "benchmark" // measure the box
-	JobLocate    JobKind = "locate"    // show on the screen and by the lights which box it is
+	KindReboot    JobKind = "reboot"    // start again, when the leases allow it
+	KindBundle    JobKind = "bundle"    // collect a support bundle
+	KindBenchmark JobKind = "benchmark" // measure the box
+	KindLocate    JobKind = "locate"    // show on the screen and by the lights which box it is
 )
 
 // Job asks a box to do something once. The same job may arrive again; a box
@@ -37,7 +37,7 @@ func (j *Job) table() table {
 		{3, "kind", textOf(&j.Kind, word)},
 		{4, "args", labelsOf(&j.Args, MaxFields, MaxText)},
 		{5, "deadline", moment{&j.Deadline, false}},
-		{6, "canceled", flag{&j.Canceled}},
+		{6, "canceled", yesNo{&j.Canceled}},
 	}
 }
 
@@ -112,7 +112,7 @@ func (s *JobStatus) table() table {
 		{2, "journal", number{&s.Journal, 1}},
 		{3, "seq", number{&s.Seq, 1}},
 		{4, "at", moment{&s.At, true}},
-		{5, "synced", flag{&s.Synced}},
+		{5, "synced", yesNo{&s.Synced}},
 		{6, "job", textOf(&s.Job, isJob)},
 		{7, "state", textOf(&s.State, boxState)},
 		{8, "version", number{&s.Version, 1}},

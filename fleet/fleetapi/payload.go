@@ -68,7 +68,7 @@ type Origin struct {
 // NewJournal draws a number for [Origin.Journal].
 func NewJournal() uint64 {
 	var raw [8]byte
-	rand.Read(raw[:]) // never fails
+	_, _ = rand.Read(raw[:]) // never fails
 	return max(1, binary.BigEndian.Uint64(raw[:])>>1)
 }
 
@@ -97,7 +97,7 @@ func (h *Hello) table() table {
 		{3, "epoch", number{&h.Epoch, 1}},
 		{4, "version", number{&h.Version, 1}},
 		{5, "at", moment{&h.At, true}},
-		{6, "synced", flag{&h.Synced}},
+		{6, "synced", yesNo{&h.Synced}},
 		{7, "boot_id", bootID{&h.BootID}},
 		{8, "release", textOf(&h.Release, isRelease)},
 		{9, "slot", textOf(&h.Slot, oneOf(croft.SlotA, croft.SlotB))},
@@ -155,10 +155,10 @@ type Severity string
 
 // The severities.
 const (
-	Info     Severity = "info"     // for the record
-	Warning  Severity = "warning"  // somebody should look at it this week
-	Error    Severity = "error"    // something does not work
-	Critical Severity = "critical" // the box earns nothing, or soon
+	SeverityInfo     Severity = "info"     // for the record
+	SeverityWarning  Severity = "warning"  // somebody should look at it this week
+	SeverityError    Severity = "error"    // something does not work
+	SeverityCritical Severity = "critical" // the box earns nothing, or soon
 )
 
 // Event is something that happened on the box.
@@ -179,14 +179,15 @@ func (e *Event) table() table {
 		{2, "journal", number{&e.Journal, 1}},
 		{3, "seq", number{&e.Seq, 1}},
 		{4, "at", moment{&e.At, true}},
-		{5, "synced", flag{&e.Synced}},
+		{5, "synced", yesNo{&e.Synced}},
 		{6, "kind", textOf(&e.Kind, word)},
-		{7, "severity", textOf(&e.Severity, oneOf(Info, Warning, Error, Critical))},
+		{7, "severity", textOf(&e.Severity, oneOf(SeverityInfo, SeverityWarning, SeverityError, SeverityCritical))},
 		{8, "fields", labelsOf(&e.Fields, MaxFields, MaxText)},
 	}
 }
 
-// LogLines is the newest lines of the agent's log.
+// LogLines is the newest lines of the agent's log. Lines that hardly compress
+// may be too large together; [Encode] then refuses them.
 type LogLines struct {
 	Lines   []LogLine // at most [MaxLogLines]
 	Dropped uint64    // lines left out since the payload before, by the rate limit
@@ -232,7 +233,7 @@ func (*Desired) Subject() Subject { return SubjectDesired }
 func (d *Desired) table() table {
 	return table{
 		{2, "version", number{&d.Version, 1}},
-		{3, "claimed", flag{&d.Claimed}},
+		{3, "claimed", yesNo{&d.Claimed}},
 		{4, "name", textOf(&d.Name, sentence(0, MaxName))},
 		{5, "interval", span{&d.Interval, MinInterval, MaxInterval}},
 		{6, "release", textOf(&d.Release, optional(isRelease))},

@@ -69,7 +69,7 @@ func (b *Batch) table() table {
 		{2, "epoch", number{&b.Epoch, 1}},
 		{3, "seq", number{&b.Seq, 1}},
 		{4, "boot_id", bootID{&b.BootID}},
-		{5, "synced", flag{&b.Synced}},
+		{5, "synced", yesNo{&b.Synced}},
 		{6, "interval", span{&b.Interval, MinInterval, MaxInterval}},
 	}
 }

@@ -285,14 +285,14 @@ func (v number) check() error {
 	return nil
 }
 
-// flag is a yes or no.
-type flag struct{ at *bool }
+// yesNo is one of the two.
+type yesNo struct{ at *bool }
 
-func (v flag) append(raw []byte, num protowire.Number) []byte {
+func (v yesNo) append(raw []byte, num protowire.Number) []byte {
 	return appendVarint(raw, num, protowire.EncodeBool(*v.at))
 }
 
-func (v flag) read(typ protowire.Type, raw []byte) error {
+func (v yesNo) read(typ protowire.Type, raw []byte) error {
 	bit, err := readVarint(typ, raw)
 	if err == nil && bit > 1 {
 		err = refuse(ReasonRange, "%d is neither yes nor no", bit)
@@ -301,7 +301,7 @@ func (v flag) read(typ protowire.Type, raw []byte) error {
 	return err
 }
 
-func (flag) check() error { return nil }
+func (yesNo) check() error { return nil }
 
 // span is a duration in whole milliseconds.
 type span struct {

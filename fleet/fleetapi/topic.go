@@ -110,7 +110,9 @@ func splitTopic(topic string) (device, subject string, err error) {
 }
 
 // MayPublish is the rule of the fleet's broker for a device that publishes: the
-// subjects that go up, of its own. Anything else is refused as foreign.
+// subjects that go up, of its own. Anything else is refused as foreign. Brokers
+// that know patterns only, and have croft/v1/%c/#, let a device also write to
+// itself what the fleet would.
 func MayPublish(device croft.DeviceID, topic string) error {
 	owner, subject, err := ParseTopic(topic)
 	if err != nil || owner != device || !subject.Up() {
