@@ -53,19 +53,9 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/croft-cloud/croft/fleet/fleetapi"
 )
-
-// Label is one name and value by which readings of one name differ.
-type Label struct{ Name, Value string }
-
-// Reading is one value, read at one instant. Names and units follow Prometheus. The
-// receiver owns it.
-type Reading struct {
-	Name    string
-	Labels  []Label // in the order of [Table]; nil if it has none
-	Value   float64 // finite
-	Counter bool    // only grows, until what counts starts anew; else it goes up and down
-}
 
 // Config is copied by [New], checked once, and never changed afterwards.
 type Config struct {
@@ -154,7 +144,7 @@ func New(cfg Config) (*Sampler, error) {
 // Read returns what the box can tell now, always in the same order, and the instant at
 // which it began to ask. If ctx ends early the readings that are there are returned. Of
 // two calls at the same time one waits for the other.
-func (s *Sampler) Read(ctx context.Context) ([]Reading, time.Time) {
+func (s *Sampler) Read(ctx context.Context) ([]fleetapi.Reading, time.Time) {
 	s.turn <- struct{}{}
 	defer func() { <-s.turn }()
 	at := time.Now()
@@ -174,7 +164,7 @@ func (s *Sampler) Read(ctx context.Context) ([]Reading, time.Time) {
 			g.read(p)
 		}()
 	}
-	var readings []Reading
+	var readings []fleetapi.Reading
 	for i, g := range s.groups {
 		p := passes[i]
 		if p != nil {
@@ -261,7 +251,7 @@ const (
 type pass struct {
 	ctx context.Context // of the Read this belongs to
 	files
-	readings []Reading
+	readings []fleetapi.Reading
 	told     map[series]bool // what is among them
 	missed   uint64
 	reason   error // why the last was missed

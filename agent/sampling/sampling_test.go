@@ -18,6 +18,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/rogpeppe/go-internal/txtar"
 	"golang.org/x/sys/unix"
+
+	"github.com/croft-cloud/croft/fleet/fleetapi"
 )
 
 var update = flag.Bool("update", false, "rewrite READINGS.md and the golden files")
@@ -106,7 +108,7 @@ func (cards) GPUs(context.Context) ([]GPU, error) {
 }
 
 // text writes readings as Prometheus would, and what this process itself tells as "*".
-func text(readings []Reading) string {
+func text(readings []fleetapi.Reading) string {
 	var b strings.Builder
 	for _, r := range readings {
 		b.WriteString(r.Name)
@@ -125,7 +127,7 @@ func text(readings []Reading) string {
 	return b.String()
 }
 
-func fromRuntime(r Reading) bool {
+func fromRuntime(r fleetapi.Reading) bool {
 	switch r.Name {
 	case "croft_agent_goroutines", "croft_agent_gc_cycles_total", "croft_agent_gc_cpu_seconds_total":
 		return true
@@ -289,8 +291,8 @@ func TestWhatHangsTakesOnlyItsGroupAlong(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		hanging := stuck{make(chan struct{})}
 		s := on(t, unpack(t, "mini-pc"), Config{Leases: hanging, GPUs: cards{}, Patience: 5 * time.Second})
-		has := func(readings []Reading, name string) bool {
-			return slices.ContainsFunc(readings, func(r Reading) bool { return r.Name == name })
+		has := func(readings []fleetapi.Reading, name string) bool {
+			return slices.ContainsFunc(readings, func(r fleetapi.Reading) bool { return r.Name == name })
 		}
 		begin := time.Now()
 		for i, wait := range []time.Duration{5 * time.Second, 0} { // nobody waits twice for the same

@@ -1,6 +1,10 @@
 package sampling
 
-import "slices"
+import (
+	"slices"
+
+	"github.com/croft-cloud/croft/fleet/fleetapi"
+)
 
 // Metric describes all readings of one name.
 type Metric struct {
@@ -125,24 +129,24 @@ var table = [metricCount]Metric{
 	filesystemInodes:   {"croft_filesystem_inodes", []string{"mount", "kind"}, "1", false, "statfs", "Files: size, how many there can be; available. Not for file systems without such a bound."},
 	filesystemReadOnly: {"croft_filesystem_readonly", []string{"mount"}, "1", false, "/proc/self/mountinfo", "1 if nothing can be written, as after an error of the disk; else 0."},
 	filesystemErrors:   {"croft_filesystem_errors_total", []string{"mount"}, "1", true, "/sys/fs/ext4/*/errors_count", "Errors found in the file system since it was last checked."},
-	diskReads:          {"croft_disk_reads_total", []string{"device"}, "1", true, sysBlock + "stat", "Reads completed."},
-	diskWrites:         {"croft_disk_writes_total", []string{"device"}, "1", true, sysBlock + "stat", "Writes completed."},
-	diskReadBytes:      {"croft_disk_read_bytes_total", []string{"device"}, "B", true, sysBlock + "stat", "Bytes read."},
-	diskWrittenBytes:   {"croft_disk_written_bytes_total", []string{"device"}, "B", true, sysBlock + "stat", "Bytes written."},
-	diskReadSeconds:    {"croft_disk_read_seconds_total", []string{"device"}, "s", true, sysBlock + "stat", "Waiting times of all reads, summed."},
-	diskWriteSeconds:   {"croft_disk_write_seconds_total", []string{"device"}, "s", true, sysBlock + "stat", "Waiting times of all writes, summed."},
-	diskBusySeconds:    {"croft_disk_busy_seconds_total", []string{"device"}, "s", true, sysBlock + "stat", "Time in which the disk had something to do."},
-	diskOnline:         {"croft_disk_online", []string{"device"}, "1", false, "/sys/class/nvme/*/state, " + sysBlock + "device/state", "1 if the kernel holds the drive for usable (NVMe live, SATA and USB running); else 0."},
-	diskIOErrors:       {"croft_disk_io_errors_total", []string{"device"}, "1", true, sysBlock + "device/ioerr_cnt", "Commands that SATA and USB drives did not carry out, harmless questions about features included."},
-	diskWear:           {"croft_disk_life_used_ratio", []string{"device"}, "1", false, sysBlock + "device/life_time", "Of an eMMC: share of its expected life that is used, in steps of 0.1, rounded up; 1.1 is beyond."},
-	diskEndOfLife:      {"croft_disk_end_of_life", []string{"device"}, "1", false, sysBlock + "device/pre_eol_info", "Of an eMMC's spare blocks: 1 normal, 2 four fifths used, 3 nine tenths used."},
+	diskReads:          {"croft_disk_reads_total", []string{"disk"}, "1", true, sysBlock + "stat", "Reads completed."},
+	diskWrites:         {"croft_disk_writes_total", []string{"disk"}, "1", true, sysBlock + "stat", "Writes completed."},
+	diskReadBytes:      {"croft_disk_read_bytes_total", []string{"disk"}, "B", true, sysBlock + "stat", "Bytes read."},
+	diskWrittenBytes:   {"croft_disk_written_bytes_total", []string{"disk"}, "B", true, sysBlock + "stat", "Bytes written."},
+	diskReadSeconds:    {"croft_disk_read_seconds_total", []string{"disk"}, "s", true, sysBlock + "stat", "Waiting times of all reads, summed."},
+	diskWriteSeconds:   {"croft_disk_write_seconds_total", []string{"disk"}, "s", true, sysBlock + "stat", "Waiting times of all writes, summed."},
+	diskBusySeconds:    {"croft_disk_busy_seconds_total", []string{"disk"}, "s", true, sysBlock + "stat", "Time in which the disk had something to do."},
+	diskOnline:         {"croft_disk_online", []string{"disk"}, "1", false, "/sys/class/nvme/*/state, " + sysBlock + "device/state", "1 if the kernel holds the drive for usable (NVMe live, SATA and USB running); else 0."},
+	diskIOErrors:       {"croft_disk_io_errors_total", []string{"disk"}, "1", true, sysBlock + "device/ioerr_cnt", "Commands that SATA and USB drives did not carry out, harmless questions about features included."},
+	diskWear:           {"croft_disk_life_used_ratio", []string{"disk"}, "1", false, sysBlock + "device/life_time", "Of an eMMC: share of its expected life that is used, in steps of 0.1, rounded up; 1.1 is beyond."},
+	diskEndOfLife:      {"croft_disk_end_of_life", []string{"disk"}, "1", false, sysBlock + "device/pre_eol_info", "Of an eMMC's spare blocks: 1 normal, 2 four fifths used, 3 nine tenths used."},
 
 	temperature:      {"croft_temperature_celsius", []string{"sensor"}, "°C", false, hwmon + "temp*_input, " + thermal + "thermal_zone*/temp", "Temperature; a sensor shown in both places is told once."},
 	temperatureLimit: {"croft_temperature_limit_celsius", []string{"sensor"}, "°C", false, hwmon + "temp*_crit, " + thermal + "thermal_zone*/trip_point_*", "Where the hardware's maker sees danger; of few sensors."},
 	fanSpeed:         {"croft_fan_rpm", []string{"sensor"}, "1/min", false, hwmon + "fan*_input", "Revolutions; 0 for a fan that stands."},
 	power:            {"croft_power_watts", []string{"sensor"}, "W", false, hwmon + "power*_average, power*_input", "Power drawn."},
 	undervoltage:     {"croft_undervoltage", []string{"sensor"}, "1", false, hwmon + "in0_lcrit_alarm of rpi_volt", "Of a Raspberry Pi: 1 if its supply has been too weak since the kernel last looked; else 0."},
-	cooling:          {"croft_cooling_ratio", []string{"device"}, "1", false, thermal + "cooling_device*", "How much of a cooling measure is in use, of devices of one type the highest: 0 none, 1 all; a slowed processor is such a measure."},
+	cooling:          {"croft_cooling_ratio", []string{"measure"}, "1", false, thermal + "cooling_device*", "How much of a cooling measure is in use, of devices of one type the highest: 0 none, 1 all; a slowed processor is such a measure."},
 	energy:           {"croft_energy_joules_total", []string{"domain"}, "J", true, "/sys/class/powercap/intel-rapl:*/energy_uj", "Energy that whole processors (package) and the whole board (psys) used, as the processor reckons. Falls when the hardware's counter wraps, after hours."},
 
 	networkBytes:          {"croft_network_bytes_total", []string{"interface", "direction"}, "B", true, sysNet + "statistics", "Bytes received (in) and sent (out) by links with hardware behind them."},
@@ -187,13 +191,13 @@ var table = [metricCount]Metric{
 }
 
 // reading makes a reading of this line. There are as many labels as the line has.
-func (m metric) reading(value float64, values ...string) Reading {
+func (m metric) reading(value float64, values ...string) fleetapi.Reading {
 	row := &table[m]
-	r := Reading{Name: row.Name, Value: value, Counter: row.Counter}
+	r := fleetapi.Reading{Name: row.Name, Value: value, Counter: row.Counter}
 	if len(values) > 0 {
-		r.Labels = make([]Label, len(values))
+		r.Labels = make([]fleetapi.Label, len(values))
 		for i, name := range row.Labels {
-			r.Labels[i] = Label{name, values[i]}
+			r.Labels[i] = fleetapi.Label{Name: name, Value: values[i]}
 		}
 	}
 	return r
