@@ -108,7 +108,7 @@ const (
 	defaultNew    = 50   // new connections a second: a busy crawler; a scan of a /16 would take 20 minutes
 	defaultBurst  = 500
 	defaultGuard  = 56   // bits: what providers delegate to a household
-	deniedAlarm   = 1000 // denied packets between two checks that are worth an event
+	deniedAlarm   = 200  // denied packets between two checks that are worth an event
 	storeReplica  = "network/replica/"
 	storeLease    = "network/lease/"
 	storeBytes    = "network/bytes/"

@@ -20,6 +20,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -181,6 +182,7 @@ func (s *siege) setTraps(t *testing.T) {
 		}
 		s.traps = append(s.traps, address.Network()+" "+net.JoinHostPort(string(outside.FromGuest), port))
 	}
+	s.setInternet(t)
 	s.until("the traps work", func() error {
 		if n := s.caught.Load(); n < 2 {
 			return fmt.Errorf("%d were caught", n)
@@ -188,6 +190,38 @@ func (s *siege) setTraps(t *testing.T) {
 		return nil
 	})
 	s.caught.Store(0)
+}
+
+// internet is an address of the internet that is this machine's for a while.
+const internet = "9.9.9.9"
+
+// setInternet listens at the internet's address: mail servers are traps, and a web
+// server shows that the box can be left at all.
+func (s *siege) setInternet(t *testing.T) {
+	t.Helper()
+	must(t, "ip", "address", "replace", internet+"/32", "dev", "lo")
+	t.Cleanup(func() { must(t, "ip", "address", "delete", internet+"/32", "dev", "lo") })
+	var serving sync.WaitGroup
+	t.Cleanup(serving.Wait) // after the listeners are closed
+	for port, trap := range map[string]bool{"25": true, "465": true, "587": true, "443": false} {
+		listener, err := net.Listen("tcp", net.JoinHostPort(internet, port))
+		if err != nil {
+			t.Fatal(err)
+		}
+		serving.Go(func() {
+			for {
+				c, err := listener.Accept()
+				if err != nil {
+					return
+				}
+				if trap {
+					s.caught.Add(1)
+				}
+				c.Close()
+			}
+		})
+		t.Cleanup(func() { listener.Close() })
+	}
 }
 
 // blocks is what the box's disk takes on this machine.
@@ -304,13 +338,30 @@ func (s *siege) during(t *testing.T, name string, do func(t *testing.T)) {
 		}()
 		begin := time.Now()
 		func() {
-			defer func() { cancel(); <-done }()
+			defer func() {
+				cancel()
+				<-done
+				if t.Failed() {
+					s.explain(t)
+				}
+			}()
 			do(t)
 		}()
 		took := time.Since(begin)
 		s.unharmed(t)
 		t.Logf("%.1f s; the neighbour was visited %d times, the slowest visit took %.1f s", took.Seconds(), visits, slowest.Seconds())
 	})
+}
+
+// explain tells what may be behind a failure.
+func (s *siege) explain(t *testing.T) {
+	events, err := s.me.Events(t.Context(), s.lease)
+	t.Logf("the hostile lease's events: %v, %v", events, err)
+	for line := range strings.Lines(s.Serial().Text()) {
+		if strings.Contains(line, "out of memory") {
+			t.Log(line)
+		}
+	}
 }
 
 var broken = regexp.MustCompile(`Kernel panic|Oops|BUG: |(?m)Out of memory: Killed|blocked for more than|EXT4-fs error`)
@@ -467,6 +518,7 @@ func (s *siege) reachesNobody(t *testing.T) {
 		t.Fatalf("the box has the addresses %q", s.quiet.Addresses)
 	}
 	var box, others []string
+	var neighbour string
 	for _, link := range links {
 		for _, port := range []string{"80", "9999", "22"} {
 			box = append(box, "tcp "+net.JoinHostPort(link.String(), port))
@@ -478,6 +530,9 @@ func (s *siege) reachesNobody(t *testing.T) {
 	for _, replica := range replicas {
 		if !slices.ContainsFunc(own, func(a attempt) bool { return strings.Contains(a.Got, replica.String()) }) {
 			others = append(others, "tcp "+net.JoinHostPort(replica.String(), "3000"), "udp "+net.JoinHostPort(replica.String(), "3000"))
+			if replica.Is4() {
+				neighbour = replica.String()
+			}
 		}
 	}
 	network := s.world.Network(outside.FromGuest)
@@ -499,7 +554,7 @@ func (s *siege) reachesNobody(t *testing.T) {
 		{"the owner's network: its gateway, its name server, its machines", owner},
 		{"the metadata of clouds", []string{"tcp 169.254.169.254:80", "udp 169.254.169.254:53", "tcp [fd00:ec2::254]:80", "tcp 100.100.100.200:80", "tcp 169.254.170.2:80"}},
 		{"another tenant's replicas", others},
-		{"mail servers", []string{"tcp 9.9.9.9:25", "tcp 9.9.9.9:465", "tcp 9.9.9.9:587", "tcp 10.0.2.2:25"}},
+		{"mail servers", []string{"tcp " + internet + ":25", "tcp " + internet + ":465", "tcp " + internet + ":587", "tcp 10.0.2.2:25"}},
 		{"programs of the box behind the loop", []string{"tcp 127.0.0.1:80", "tcp 127.0.0.1:9999", "tcp 127.1.2.3:80", "udp 127.0.0.53:53", "tcp [::1]:80", "tcp [::ffff:127.0.0.1]:80", "tcp 0.0.0.0:80"}},
 	}
 	if len(others) < 4 {
@@ -519,6 +574,9 @@ func (s *siege) reachesNobody(t *testing.T) {
 		}
 	})
 	s.during(t, "it knocks at every door", func(t *testing.T) {
+		if a := s.evilDoes(t, "reach", "tcp "+internet+":443")[0]; a.Failed != "" {
+			t.Errorf("the internet: %+v", a)
+		}
 		for _, a := range s.evilDoes(t, "reach", all...) {
 			told[a.What] = a
 		}
@@ -535,7 +593,7 @@ func (s *siege) reachesNobody(t *testing.T) {
 		})
 	}
 	s.during(t, "a scan of the box, the owner's machine and the neighbour finds no port", func(t *testing.T) {
-		for _, host := range []string{links[0].String(), "10.0.2.2", "10.0.2.15"} {
+		for _, host := range []string{links[0].String(), "10.0.2.2", "10.0.2.15", neighbour} {
 			allFailed(t, s.evilDoes(t, "scan", host, "1", "150"))
 		}
 	})
@@ -543,7 +601,7 @@ func (s *siege) reachesNobody(t *testing.T) {
 		allFailed(t, s.evilDoes(t, "raw"))
 	})
 	s.during(t, "it sends from no address but its own", func(t *testing.T) {
-		allFailed(t, s.evilDoes(t, "sources", "10.0.2.15", "10.0.2.2", replicas[0].String(), "9.9.9.9"))
+		allFailed(t, s.evilDoes(t, "sources", "10.0.2.15", "10.0.2.2", replicas[0].String(), internet))
 	})
 }
 

@@ -5,10 +5,12 @@ package main
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -63,6 +65,15 @@ func main() {
 			all = append(all, part)
 			_ = all
 		}
+	case "fill": // a folder with files
+		part, written := make([]byte, 1<<16), 0
+		f, err := os.Create(filepath.Join(os.Args[2], "filled"))
+		for err == nil {
+			var n int
+			n, err = f.Write(part)
+			written += n
+		}
+		fmt.Println(written>>20, errors.Is(err, syscall.ENOSPC), err)
 	case "wait": // for a signal
 		signals := make(chan os.Signal, 1)
 		signal.Notify(signals, syscall.SIGTERM, syscall.SIGUSR1)
