@@ -14,6 +14,7 @@ import (
 
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/model/value"
+	"github.com/prometheus/prometheus/prompb"
 	"github.com/prometheus/prometheus/storage"
 	"github.com/prometheus/prometheus/tsdb/chunks"
 
@@ -104,10 +105,26 @@ func (s *Store) Append(ctx context.Context, device croft.DeviceID, samples []Sam
 		}
 	}
 	s.counts.stored.Add(int64(len(kept)))
-	if s.remote != nil {
-		s.remote.add(device, kept)
+	if s.remote != nil && len(kept) > 0 {
+		s.forward(device, kept)
 	}
 	return len(kept), nil
+}
+
+// forward queues a copy of what was stored.
+func (s *Store) forward(device croft.DeviceID, samples []Sample) {
+	request := prompb.WriteRequest{Timeseries: make([]prompb.TimeSeries, 0, len(samples))}
+	builder := labels.NewScratchBuilder(maxLabels + 2)
+	for _, sample := range samples {
+		check(&builder, device, sample) // it passed before; this fills the builder
+		request.Timeseries = append(request.Timeseries, prompb.TimeSeries{
+			Labels:  prompb.FromLabels(builder.Labels(), nil),
+			Samples: []prompb.Sample{{Timestamp: sample.At.UnixMilli(), Value: sample.Value}},
+		})
+	}
+	if err := s.remote.Put(&request); err != nil {
+		s.log.Error("queueing samples for remote write failed", "error", err)
+	}
 }
 
 // append writes to the database. When the log cannot be written, the database is

@@ -181,6 +181,7 @@ func (s *Store) openDatabase(dir string, age time.Duration, opts *tsdb.Options, 
 	k := &keep{age: age}
 	opts.BlocksToDelete = k.deletable
 	opts.NoLockfile = true // the store's own covers it
+	opts.BlockReloadInterval = window
 	metrics := prometheus.NewRegistry()
 	db, err := tsdb.Open(dir, s.log.With("database", filepath.Base(dir)), metrics, opts, nil)
 	if err != nil {

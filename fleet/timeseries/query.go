@@ -1,6 +1,7 @@
 package timeseries
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,6 +22,10 @@ import (
 const (
 	maxQuery  = 16 << 10 // bytes of an expression
 	maxPoints = 11_000   // steps of a range query, as in Prometheus
+
+	// maxSubquery is how many steps a subquery may have. The engine runs through
+	// them without looking at its limits of time and samples.
+	maxSubquery = 110_000
 )
 
 // Scope is the devices a caller may see. The zero Scope is none.
@@ -121,6 +126,13 @@ func (s *Store) prepare(ctx context.Context, scope Scope, query string, from, to
 			return nil, usage("%s is out of range", t)
 		}
 	}
+	expr, err := s.parser.ParseExpr(query)
+	if err != nil {
+		return nil, usage("%w", err)
+	}
+	if steps := subquerySteps(expr, to.Sub(from)); steps > maxSubquery {
+		return nil, usage("a subquery has %d steps, at most %d are allowed", steps, maxSubquery)
+	}
 	only, err := scope.matcher()
 	if err != nil {
 		return nil, err
@@ -145,6 +157,30 @@ func (s *Store) prepare(ctx context.Context, scope Scope, query string, from, to
 	}
 	return q, nil
 }
+
+// subquerySteps is the most steps that a subquery of expr runs through when the
+// whole is asked over span. A subquery within another runs over the windows of
+// both.
+func subquerySteps(expr parser.Expr, span time.Duration) (most int64) {
+	parser.Inspect(expr, func(node parser.Node, path []parser.Node) error {
+		inner, ok := node.(*parser.SubqueryExpr)
+		if !ok {
+			return nil
+		}
+		length := float64(span) + float64(inner.Range)
+		for _, n := range path {
+			if outer, ok := n.(*parser.SubqueryExpr); ok {
+				length += float64(outer.Range)
+			}
+		}
+		most = max(most, int64(length/float64(cmp.Or(inner.Step, subqueryStep))))
+		return nil
+	})
+	return most
+}
+
+// subqueryStep is the step of a subquery that names none.
+const subqueryStep = time.Minute
 
 // gate lets so many queries run at once. It implements promql.QueryTracker.
 type gate chan struct{}
@@ -171,7 +207,7 @@ func newEngine(cfg Config, p parser.Parser) *promql.Engine {
 		Timeout:                  cfg.QueryTimeout,
 		ActiveQueryTracker:       make(gate, cfg.QueryParallel),
 		LookbackDelta:            window,
-		NoStepSubqueryIntervalFn: func(int64) int64 { return time.Minute.Milliseconds() },
+		NoStepSubqueryIntervalFn: func(int64) int64 { return subqueryStep.Milliseconds() },
 		EnableAtModifier:         true,
 		EnableNegativeOffset:     true,
 		Parser:                   p,

@@ -1,6 +1,10 @@
 package timeseries
 
-import "time"
+import (
+	"time"
+
+	"github.com/croft-cloud/croft/fleet/timeseries/forward"
+)
 
 // Stats is the store in numbers; counts are since New.
 type Stats struct {
@@ -21,16 +25,7 @@ type Stats struct {
 	ArchiveFailures    int64
 	CompactionFailures int64
 
-	Remote *RemoteStats // nil: there is no receiver
-}
-
-// RemoteStats is remote write in numbers.
-type RemoteStats struct {
-	Sent           int64 // samples
-	Waiting        int64 // samples in the spool
-	Dropped        int64 // samples, because the spool was full or damaged
-	Refused        int64 // samples, by the receiver for good
-	FailedRequests int64
+	Remote *forward.Stats // nil: there is no receiver
 }
 
 // Stats tells how the store is.
@@ -52,8 +47,8 @@ func (s *Store) Stats() Stats {
 		st.ArchivedUntil = time.UnixMilli(ms).UTC()
 	}
 	if s.remote != nil {
-		st.Remote = &RemoteStats{Sent: s.remote.sent.Load(), Refused: s.remote.refused.Load(), FailedRequests: s.remote.failed.Load()}
-		st.Remote.Waiting, st.Remote.Dropped = s.remote.spool.numbers()
+		remote := s.remote.Stats()
+		st.Remote = &remote
 	}
 	s.mu.RLock()
 	defer s.mu.RUnlock()

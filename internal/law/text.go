@@ -88,6 +88,7 @@ floors: a package imports lower floors only
   3  fleet/db                 opens and migrates SQL
   4  fleet/device             devices, owners, claims, groups
   4  fleet/ingest             telemetry in: topic rights, validation, dedup
+  3  fleet/timeseries/forward samples on their way to another store, by remote write
   4  fleet/timeseries         time-series store, PromQL API
   4  fleet/alert              alert rules and who is told
   4  fleet/rollout            releases, waves, pause and halt
@@ -152,7 +153,7 @@ doors: a heavy library is imported by these alone ("tests" are all _test.go file
   github.com/hashicorp/yamux          opens to relay/wire                                  # one place knows how tunnels share a connection
   github.com/eclipse/paho.mqtt.golang opens to agent/uplink fleet/ingest                   # MQTT has one mouth and one ear
   github.com/mochi-mqtt/server        opens to fleet/ingest                                # the broker is a detail of it
-  github.com/prometheus/prometheus    opens to fleet/timeseries                            # one owner of samples
+  github.com/prometheus/prometheus    opens to fleet/timeseries/...                        # one owner of samples
   github.com/theupdateframework/go-tuf opens to images/release                             # one place decides what a good release is
   modernc.org/sqlite                  opens to fleet/db                                    # contexts see database/sql, never an engine
   github.com/pressly/goose            opens to fleet/db                                    # one way to migrate

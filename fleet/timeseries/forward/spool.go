@@ -1,4 +1,4 @@
-package timeseries
+package forward
 
 import (
 	"encoding/binary"

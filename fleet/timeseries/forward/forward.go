@@ -1,4 +1,18 @@
-package timeseries
+// Package forward sends samples to a receiver of Prometheus remote write 1.0
+// (Prometheus, Mimir, VictoriaMetrics, Thanos …). What waits for it is in files.
+//
+//	f, err := forward.New(forward.Config{URL: receiver}, dir, log)
+//	go f.Run(ctx)
+//	err = f.Put(request) // a prompb.WriteRequest
+//	f.Close()
+//
+// It promises that what was put is sent at least once and in order, also after the
+// end of the process (kill -9); a power cut can take what was put last. A receiver
+// that is down, or refuses the key, is tried again after 1 s to 1 min; samples that
+// it refuses for good are dropped and counted. When the files reach their bound the
+// oldest samples are dropped and counted. A damaged file is given up from the damage
+// on. It does not look into samples and keeps no copy of what was sent.
+package forward
 
 import (
 	"bytes"
@@ -16,27 +30,33 @@ import (
 	"time"
 
 	"github.com/klauspost/compress/snappy"
-	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/prompb"
-
-	"github.com/croft-cloud/croft"
 )
 
-// Remote is a receiver of Prometheus remote write 1.0 (Prometheus, Mimir,
-// VictoriaMetrics, Thanos …). Samples for it wait in a spool on disk, each at
-// least once and in order; when the spool is full the oldest go.
-type Remote struct {
+// Config is copied by [New], checked once, and never changed afterwards.
+type Config struct {
 	URL     *url.URL          // required; http or https
 	Headers map[string]string // sent with each request, Authorization for example
-	Budget  int64             // bytes of the spool; default 1 GiB, at least 1 MiB
+	Budget  int64             // bytes of the files; default 1 GiB, at least 1 MiB
 	Client  *http.Client      // default: 30 s a request, no redirects
+}
+
+// Stats is a forwarder in numbers; counts are since New.
+type Stats struct {
+	Sent           int64 // samples
+	Waiting        int64 // samples in the files
+	Dropped        int64 // samples, because the files were full or damaged
+	Refused        int64 // samples, by the receiver for good
+	FailedRequests int64
 }
 
 // requestBytes is about how much compressed payload makes one request.
 const requestBytes = 128 << 10
 
-type sender struct {
-	to      Remote
+// Forwarder sends to one receiver. Its methods may be called from any goroutine,
+// Run from one at a time.
+type Forwarder struct {
+	to      Config
 	log     *slog.Logger
 	spool   *spool
 	wake    chan struct{}
@@ -45,7 +65,8 @@ type sender struct {
 	failed  atomic.Int64 // requests
 }
 
-func newSender(to Remote, dir string, log *slog.Logger) (*sender, error) {
+// New opens the files in dir, which are one forwarder's alone.
+func New(to Config, dir string, log *slog.Logger) (*Forwarder, error) {
 	if to.URL == nil || to.URL.Host == "" || to.URL.Scheme != "http" && to.URL.Scheme != "https" {
 		return nil, errors.New("URL of remote write is not a whole http or https URL")
 	}
@@ -63,49 +84,49 @@ func newSender(to Remote, dir string, log *slog.Logger) (*sender, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &sender{to: to, log: log, spool: spool, wake: make(chan struct{}, 1)}, nil
+	return &Forwarder{to: to, log: log, spool: spool, wake: make(chan struct{}, 1)}, nil
 }
 
-// add puts stored samples into the spool.
-func (s *sender) add(device croft.DeviceID, samples []Sample) {
-	if len(samples) == 0 {
-		return
-	}
-	request := prompb.WriteRequest{Timeseries: make([]prompb.TimeSeries, 0, len(samples))}
-	builder := labels.NewScratchBuilder(maxLabels + 2)
-	for _, sample := range samples {
-		check(&builder, device, sample) // it passed before; this fills the builder
-		request.Timeseries = append(request.Timeseries, prompb.TimeSeries{
-			Labels:  prompb.FromLabels(builder.Labels(), nil),
-			Samples: []prompb.Sample{{Timestamp: sample.At.UnixMilli(), Value: sample.Value}},
-		})
+// Put queues one request. After an error its samples are lost, and counted.
+func (f *Forwarder) Put(request *prompb.WriteRequest) error {
+	samples := 0
+	for _, series := range request.Timeseries {
+		samples += len(series.Samples)
 	}
 	payload, err := request.Marshal()
-	if err == nil {
-		err = s.spool.put(snappy.Encode(nil, payload), len(samples))
-	}
 	if err != nil {
-		s.log.Error("spooling for remote write failed", "error", err)
+		return fmt.Errorf("encode samples for remote write: %w", err)
+	}
+	if err := f.spool.put(snappy.Encode(nil, payload), samples); err != nil {
+		return err
 	}
 	select {
-	case s.wake <- struct{}{}:
+	case f.wake <- struct{}{}:
 	default:
 	}
+	return nil
 }
 
-// run sends what is in the spool until ctx ends. A receiver that is down is tried
+// Stats tells how the forwarder is.
+func (f *Forwarder) Stats() Stats {
+	st := Stats{Sent: f.sent.Load(), Refused: f.refused.Load(), FailedRequests: f.failed.Load()}
+	st.Waiting, st.Dropped = f.spool.numbers()
+	return st
+}
+
+// Run sends what is in the spool until ctx ends. A receiver that is down is tried
 // again after 1 s to 1 min, with decorrelated jitter.
-func (s *sender) run(ctx context.Context) {
+func (f *Forwarder) Run(ctx context.Context) {
 	pause := time.Second
 	for {
-		more, err := s.sendSome(ctx)
+		more, err := f.sendSome(ctx)
 		wait := time.Duration(0)
 		switch {
 		case ctx.Err() != nil:
 			return
 		case err != nil:
-			s.failed.Add(1)
-			s.log.Warn("remote write failed", "error", err)
+			f.failed.Add(1)
+			f.log.Warn("remote write failed", "error", err)
 			pause = min(time.Minute, time.Second+rand.N(3*pause))
 			wait = pause
 			if later, ok := errors.AsType[retryLater](err); ok {
@@ -118,7 +139,7 @@ func (s *sender) run(ctx context.Context) {
 			select {
 			case <-ctx.Done():
 				return
-			case <-s.wake:
+			case <-f.wake:
 				wait = time.Second // so that more than one batch goes with a request
 			}
 		}
@@ -131,10 +152,10 @@ func (s *sender) run(ctx context.Context) {
 }
 
 // sendSome sends one request; more: there may be another.
-func (s *sender) sendSome(ctx context.Context) (more bool, err error) {
-	t, err := s.spool.take(requestBytes)
+func (f *Forwarder) sendSome(ctx context.Context) (more bool, err error) {
+	t, err := f.spool.take(requestBytes)
 	if err != nil {
-		return true, errors.Join(err, s.spool.skip())
+		return true, errors.Join(err, f.spool.skip())
 	}
 	if len(t.payloads) == 0 {
 		return false, nil
@@ -144,20 +165,20 @@ func (s *sender) sendSome(ctx context.Context) (more bool, err error) {
 	for _, p := range t.payloads {
 		part, err := snappy.Decode(nil, p)
 		if err != nil {
-			return true, errors.Join(err, s.spool.skip())
+			return true, errors.Join(err, f.spool.skip())
 		}
 		body = append(body, part...)
 	}
-	switch err := s.post(ctx, snappy.Encode(nil, body)); {
+	switch err := f.post(ctx, snappy.Encode(nil, body)); {
 	case errors.Is(err, errRefused):
-		s.refused.Add(t.total())
-		s.log.Warn("remote write refused samples; they are dropped", "samples", t.total(), "error", err)
+		f.refused.Add(t.total())
+		f.log.Warn("remote write refused samples; they are dropped", "samples", t.total(), "error", err)
 	case err != nil:
 		return true, err
 	default:
-		s.sent.Add(t.total())
+		f.sent.Add(t.total())
 	}
-	return true, s.spool.done(t)
+	return true, f.spool.done(t)
 }
 
 // errRefused reports an answer that will not change when the same is sent again.
@@ -169,8 +190,8 @@ type retryLater struct {
 	after time.Duration
 }
 
-func (s *sender) post(ctx context.Context, body []byte) error {
-	r, err := http.NewRequestWithContext(ctx, http.MethodPost, s.to.URL.String(), bytes.NewReader(body))
+func (f *Forwarder) post(ctx context.Context, body []byte) error {
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, f.to.URL.String(), bytes.NewReader(body))
 	if err != nil {
 		return fmt.Errorf("send samples: %w", err)
 	}
@@ -178,10 +199,10 @@ func (s *sender) post(ctx context.Context, body []byte) error {
 	r.Header.Set("Content-Type", "application/x-protobuf")
 	r.Header.Set("User-Agent", "croft-fleet")
 	r.Header.Set("X-Prometheus-Remote-Write-Version", "0.1.0")
-	for name, value := range s.to.Headers {
+	for name, value := range f.to.Headers {
 		r.Header.Set(name, value)
 	}
-	reply, err := s.to.Client.Do(r)
+	reply, err := f.to.Client.Do(r)
 	if err != nil {
 		return fmt.Errorf("send samples: %w", err)
 	}
@@ -203,4 +224,5 @@ func (s *sender) post(ctx context.Context, body []byte) error {
 	return fmt.Errorf("send samples: receiver answered %s: %q: %w", reply.Status, text, errRefused)
 }
 
-func (s *sender) close() error { return s.spool.close() }
+// Close closes the files, after Run has ended.
+func (f *Forwarder) Close() error { return f.spool.close() }
