@@ -126,7 +126,8 @@ func BenchmarkIdleBox(b *testing.B) {
 type idleness struct {
 	cores    float64          // as the box counts them
 	emulator float64          // processors that QEMU kept busy
-	used     int64            // bytes of memory, as the owner page tells
+	used     int64            // bytes of memory that programs and kernel hold: what cannot be had back
+	short    int64            // bytes of memory that no program can have: used, and the kernel's reserve
 	memory   map[string]int64 // the kernel's account, in bytes
 	factors  map[string]float64
 	programs map[string]usage
@@ -154,11 +155,10 @@ func (p *provider) watch(gauge string) idleness {
 	const processors = 2 // of every machine of the rig
 	seconds := after.Uptime - before.Uptime
 	seen.cores = processors - (after.Idle-before.Idle)/seconds
-	status, err := p.ask(p.t.Context())
-	if err != nil {
-		p.t.Fatal(err)
-	}
-	seen.used, seen.memory = status.MemoryUsedBytes, after.Memory
+	m := after.Memory
+	seen.memory = m
+	seen.used = m["MemTotal"] - m["MemFree"] - m["Buffers"] - m["Cached"] - m["SReclaimable"]
+	seen.short = m["MemTotal"] - m["MemAvailable"]
 	was := map[int]float64{}
 	for _, process := range before.Processes {
 		was[process.PID] = process.CPU
@@ -252,6 +252,7 @@ func (i idleness) report(b *testing.B, nothing idleness) {
 	}
 	b.ReportMetric(i.emulator/nothing.emulator, "×lets_nothing")
 	b.ReportMetric(float64(i.used)/1e6, "MB_used")
+	b.ReportMetric(float64(i.short)/1e6, "MB_not_available")
 	b.ReportMetric(float64(i.used)/float64(nothing.used), "×lets_nothing_memory")
 	names := slices.SortedFunc(maps.Keys(i.programs), func(a, b string) int { return cmp.Compare(i.programs[b].own, i.programs[a].own) })
 	var table strings.Builder
