@@ -21,7 +21,8 @@
 // one statement a call. Arguments are integers, floats that are numbers, valid
 // UTF-8 without NUL, []byte and nil; others are refused on both. LIKE
 // distinguishes case on both; give it an ESCAPE. SUM of BIGINT needs a CAST to
-// BIGINT. lower() may know ASCII only.
+// BIGINT. lower() may know ASCII only. An empty []byte may come back as nil; ask
+// IS NULL where the difference matters.
 //
 // What survives what:
 //
@@ -132,7 +133,7 @@ func Open(ctx context.Context, url string, log *slog.Logger) (*DB, error) {
 	return d, nil
 }
 
-// Close closes the connections. Listeners' channels are closed; what [DB.Lead]
+// Close closes the connections; a second call does nothing. Listeners' channels are closed; what [DB.Lead]
 // runs must have ended before.
 func (d *DB) Close() error {
 	d.stop()

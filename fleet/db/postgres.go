@@ -126,7 +126,7 @@ func (e *postgresEngine) begun(conn *sql.Conn, err error) fate {
 	if conn == nil {
 		return lost // no connection could be had
 	}
-	closed := true // also when there is none left to look at
+	closed := true                    // also when there is none left to look at
 	conn.Raw(func(driver any) error { //nolint:errcheck // says only that the connection is gone
 		closed = driver.(*stdlib.Conn).Conn().IsClosed()
 		return nil

@@ -28,9 +28,12 @@ const sqliteReaders = 8
 // sqliteEngine is a file that one program has open. The lock beside it, PATH.lock,
 // is the kernel's: it falls with the program, however that ends.
 type sqliteEngine struct {
-	path string
-	lock *os.File
-	bus  *bus
+	path   string
+	lock   *os.File
+	bus    *bus
+	writer *sql.DB
+
+	migrating sync.Mutex // held while goose works, which looks before it acts
 
 	mu    sync.Mutex
 	seats map[string]chan struct{} // guarded by mu; each holds one token while its seat is free
@@ -54,6 +57,7 @@ func openSQLite(ctx context.Context, d *DB, name string) error {
 		e.lock.Close()
 		return e.explain(err)
 	}
+	e.writer = d.writer
 	return nil
 }
 
@@ -134,7 +138,12 @@ func (e *sqliteEngine) pool(options url.Values, connections int) (*sql.DB, error
 	return pool, nil
 }
 
-func (e *sqliteEngine) close() error { return e.lock.Close() }
+func (e *sqliteEngine) close() error {
+	if err := e.lock.Close(); !errors.Is(err, os.ErrClosed) {
+		return err
+	}
+	return nil
+}
 
 func (e *sqliteEngine) rewrite(query string) string { return query }
 
@@ -196,17 +205,12 @@ func readOnly(path string, err error) error {
 	return &croft.Error{Kind: croft.KindRefused, Err: fmt.Errorf("database %s cannot be written: %w", path, err), Remedy: "mount its disk for writing, and look for errors of it in the kernel's log"}
 }
 
-// migrate needs no lock: the program has the file to itself.
+// migrate needs no lock but one within the program, which has the file to
+// itself.
 func (e *sqliteEngine) migrate(ctx context.Context, run migration) error {
-	pool, err := e.pool(url.Values{
-		"_busy_timeout": {"5000"}, "_synchronous": {"FULL"}, "_foreign_keys": {"1"}, "_defensive": {"1"}, "_dqs": {"0"},
-		"_txlock": {"immediate"},
-	}, 1)
-	if err != nil {
-		return err
-	}
-	defer pool.Close()
-	return run(ctx, goose.DialectSQLite3, pool)
+	e.migrating.Lock()
+	defer e.migrating.Unlock()
+	return run(ctx, goose.DialectSQLite3, e.writer)
 }
 
 // elect takes turns within this process: there is no other.

@@ -165,6 +165,7 @@ doors: a heavy library is imported by these alone ("tests" are all _test.go file
   internal/rig                        opens to cmd/croft internal/vmtest tests             # test support; croft vm is a feature made of it
   internal/vmtest                     opens to tests                                       # test support
   firmware/esp/crashtest              opens to internal/vmtest/* tests                     # test support
+  fleet/db/dbtest                     opens to fleet/fleettest tests                       # test support
   fleet/fleettest                     opens to cmd/croft tests                             # test support; the box simulator is a feature of croft
   chain/chaintest                     opens to tests                                       # test support
   chain/npmpeer                       opens to tests                                       # test support

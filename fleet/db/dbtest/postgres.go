@@ -7,6 +7,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"io"
 	"net/url"
 	"os"
 	"os/exec"
@@ -32,7 +33,14 @@ kill -QUIT $server
 wait $server
 rm -rf "$2"`
 
-// server is the socket's folder of this test binary's PostgreSQL.
+// cluster is a running server. It stops when life is closed, and so when the
+// process ends.
+type cluster struct {
+	dir  string // the socket's folder
+	life io.WriteCloser
+}
+
+// server is this test binary's PostgreSQL.
 var server = sync.OnceValues(start)
 
 // databases counts those made so far.
@@ -40,11 +48,11 @@ var databases atomic.Int64
 
 func postgresURL(tb testing.TB) string {
 	tb.Helper()
-	dir, err := server()
+	running, err := server()
 	if err != nil {
 		tb.Fatal(err)
 	}
-	admin, err := sql.Open("pgx", address(dir, "postgres"))
+	admin, err := sql.Open("pgx", address(running.dir, "postgres"))
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -58,7 +66,7 @@ func postgresURL(tb testing.TB) string {
 	if _, err := admin.ExecContext(tb.Context(), "CREATE DATABASE "+name); err != nil {
 		tb.Fatal(err)
 	}
-	return address(dir, name)
+	return address(running.dir, name)
 }
 
 func address(dir, database string) string {
@@ -67,25 +75,25 @@ func address(dir, database string) string {
 
 // start makes a cluster and starts its server. Its folder has a short name, for
 // a socket's path has a hundred characters at most.
-func start() (string, error) {
+func start() (*cluster, error) {
 	bin, err := programs()
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	dir, err := os.MkdirTemp("", "croft-postgres-")
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	as := &syscall.SysProcAttr{Setpgid: true} // an interrupt from the keyboard is for the test alone
 	if os.Getuid() == 0 {                     // as root PostgreSQL refuses to run
 		nobody, err := user.Lookup("nobody")
 		if err != nil {
-			return "", err
+			return nil, err
 		}
 		uid, errUID := strconv.Atoi(nobody.Uid)
 		gid, errGID := strconv.Atoi(nobody.Gid)
 		if err := errors.Join(errUID, errGID, os.Chown(dir, uid, gid)); err != nil {
-			return "", err
+			return nil, err
 		}
 		as.Credential = &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
 	}
@@ -97,17 +105,17 @@ func start() (string, error) {
 	}
 	if out, err := run(filepath.Join(bin, "initdb"), "-D", filepath.Join(dir, "data"), "-U", "croft", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync").CombinedOutput(); err != nil {
 		os.RemoveAll(dir)
-		return "", fmt.Errorf("make a PostgreSQL cluster: %w: %s", err, out)
+		return nil, fmt.Errorf("make a PostgreSQL cluster: %w: %s", err, out)
 	}
 	keep := run("/bin/sh", "-c", keeper, "croft-postgres", bin, dir)
-	// Both stay for as long as this process: the pipe's end tells the keeper.
-	if _, err := keep.StdinPipe(); err != nil {
-		return "", err
+	life, err := keep.StdinPipe()
+	if err != nil {
+		return nil, err
 	}
 	if err := keep.Start(); err != nil {
-		return "", fmt.Errorf("start PostgreSQL: %w", err)
+		return nil, fmt.Errorf("start PostgreSQL: %w", err)
 	}
-	return dir, ready(dir)
+	return &cluster{dir, life}, ready(dir)
 }
 
 // ready waits until the server answers.
