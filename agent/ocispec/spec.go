@@ -2,7 +2,10 @@ package ocispec
 
 import (
 	"cmp"
+	"crypto/sha256"
+	"encoding/binary"
 	"fmt"
+	"math"
 	"path"
 	"slices"
 	"strconv"
@@ -158,6 +161,19 @@ const rootAnnotation = "cloud.croft.root"
 // runsc removes, with a replica's cgroup, those above that it made for it, and
 // fails while others are in there. Hence no folder for each lease, either.
 const CgroupRoot = "/croft"
+
+// UserIDs is where the machine's ids for replicas of a lease begin, of all that
+// there are from first on; 0: they are not mapped. Its key chooses one of some
+// 65,500 ranges, so there is nothing to keep; of a hundred leases two share theirs
+// on one box in thirteen.
+func UserIDs(first uint32, key lease.Key) uint32 {
+	if first == 0 {
+		return 0
+	}
+	sum := sha256.Sum256([]byte(key))
+	ranges := (math.MaxUint32 - first) / MappedIDs
+	return first + binary.BigEndian.Uint32(sum[:])%ranges*MappedIDs
+}
 
 // CgroupPath is where a replica's programs are counted and limited.
 func CgroupPath(id lease.ReplicaID) string { return path.Join(CgroupRoot, id.Container()) }

@@ -1029,16 +1029,18 @@ func TestEnds(t *testing.T) {
 		}
 		s.mustStop(c.ID, 0)
 	})
-	t.Run("a full root is told and no end", func(t *testing.T) {
-		c := s.container(image, "full", "fill", "/")
-		c.Limits.Root = 24 << 20
-		s.mustStart(c)
-		if exit := s.nextExit(c.ID); exit.Code != 0 {
-			t.Errorf("exit is %+v", exit)
-		}
-		s.untilLine(c, "24 true write /filled: no space left on device")
-		s.mustStop(c.ID, 0)
-	})
+	for _, folder := range []string{"/", "/tmp"} { // neither is memory
+		t.Run("a full "+folder+" is told and no end", func(t *testing.T) {
+			c := s.container(image, "full", "fill", folder)
+			c.Limits.Memory, c.Limits.Root = 16<<20, 200<<20
+			s.mustStart(c)
+			if exit := s.nextExit(c.ID); exit.Code != 0 {
+				t.Errorf("exit is %+v", exit)
+			}
+			s.untilLine(c, fmt.Sprintf("200 true write %s: no space left on device", filepath.Join(folder, "filled")))
+			s.mustStop(c.ID, 0)
+		})
+	}
 	t.Run("asked to end", func(t *testing.T) {
 		c := s.container(image, "wait", "wait")
 		s.mustStart(c)

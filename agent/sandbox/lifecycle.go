@@ -141,7 +141,7 @@ func (s *Sandbox) start(ctx context.Context, c lease.Container, id string) error
 	if err != nil {
 		return fmt.Errorf("%s: %w", doing, err)
 	}
-	spec, err := ocispec.Build(ocispec.Input{Container: c, Config: image.Config, Who: who, Files: files, UserIDs: s.cfg.UserIDs, IOWeight: weighs})
+	spec, err := ocispec.Build(ocispec.Input{Container: c, Config: image.Config, Who: who, Files: files, UserIDs: ocispec.UserIDs(s.cfg.UserIDs, c.ID.Lease), IOWeight: weighs})
 	if err != nil {
 		return err
 	}
@@ -214,13 +214,14 @@ func (s *Sandbox) prepareScratch(c lease.Container, lower ocispec.Layers) ([]lea
 		}
 	}
 	// The root's own mode and owner show in the replica.
-	if err := os.Chown(upper, int(s.cfg.UserIDs), int(s.cfg.UserIDs)); err != nil {
+	root := ocispec.UserIDs(s.cfg.UserIDs, c.ID.Lease)
+	if err := errors.Join(os.Chown(upper, int(root), int(root)), lower.KeepTemporary(upper, root)); err != nil {
 		return nil, nil, err
 	}
 	if err := os.MkdirAll(filepath.Dir(c.Log), 0o755); err != nil {
 		return nil, nil, err
 	}
-	if err := ocispec.GiveVolumes(c.Mounts, s.cfg.UserIDs); err != nil {
+	if err := ocispec.GiveVolumes(c.Mounts, root); err != nil {
 		return nil, nil, err
 	}
 	var files []lease.Mount
@@ -237,8 +238,8 @@ func (s *Sandbox) prepareScratch(c lease.Container, lower ocispec.Layers) ([]lea
 	}
 	// An image may hold device nodes and set-user-id programs of the machine's root.
 	options := []string{"nodev", "nosuid", "workdir=" + work, "upperdir=" + upper, "lowerdir=" + strings.Join(lower, ":")}
-	if s.cfg.UserIDs != 0 {
-		options = append(options, fmt.Sprintf("uidmap=0:%d:%d", s.cfg.UserIDs, ocispec.MappedIDs), fmt.Sprintf("gidmap=0:%d:%d", s.cfg.UserIDs, ocispec.MappedIDs))
+	if root != 0 {
+		options = append(options, fmt.Sprintf("uidmap=0:%d:%d", root, ocispec.MappedIDs), fmt.Sprintf("gidmap=0:%d:%d", root, ocispec.MappedIDs))
 	}
 	return files, []*types.Mount{{Type: "overlay", Source: "overlay", Options: options}}, nil
 }

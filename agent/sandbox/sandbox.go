@@ -108,9 +108,9 @@ type Config struct {
 	// addresses. On a box that would let strangers speak to the owner's network.
 	PrivateRegistries bool
 
-	// UserIDs is the first of 65,536 user and group ids of the machine that the
-	// ids inside sandboxes are mapped to, the sandbox's own processes' included;
-	// default 0: they are not mapped. It must never change while volumes live, and
+	// UserIDs is the first of the user and group ids of the machine that those inside
+	// sandboxes are mapped to, the sandbox's own processes' included, 65,536 for each
+	// lease; default 0: none are mapped. It must never change while volumes live, and
 	// every folder above scratch folders, volumes and the programs must let all
 	// users through (mode 0711).
 	UserIDs uint32
