@@ -60,13 +60,13 @@ profiles:
       resources:
         cpu: {units: 0.5}
         memory: {size: 256Mi}
-        storage: [{size: 32Mi}, {name: data, size: 32Mi, attributes: {persistent: true, class: beta1}}]
+        storage: [{size: 16Mi}, {name: data, size: 16Mi, attributes: {persistent: true, class: beta1}}]
     bomb: {resources: {cpu: {units: 0.3}, memory: {size: 128Mi}, storage: {size: 16Mi}}}
   placement: {dc: {pricing: {evil: {denom: uakt, amount: 1000}, bomb: {denom: uakt, amount: 1000}}}}
 deployment: {evil: {dc: {profile: evil, count: 1}}, bomb: {dc: {profile: bomb, count: 1}}}
 `
-	hostileRoot = 32 << 20
-	hostileDisk = (80 + 2*12) << 20 // what the lease pays for and two services' logs
+	hostileRoot = 16 << 20
+	hostileDisk = (48 + 2*12) << 20 // what the lease pays for and two services' logs
 	sandboxCPU  = 0.1 + 0.5 + 0.3
 )
 
@@ -96,7 +96,7 @@ func newSiege(t *testing.T) *siege {
 	t.Helper()
 	s := &siege{provider: newProvider(t), uris: map[string]string{}}
 	s.visitor = s.world.Relay.Client()
-	s.visitor.Timeout = 2 * time.Minute
+	s.visitor.Timeout = 5 * time.Minute
 	s.setTraps(t)
 	s.program = filepath.Join(t.TempDir(), "hostile")
 	if err := outside.Build(t.Context(), repository, "./internal/vmtest/hostile", s.program); err != nil {
