@@ -15,6 +15,7 @@ import (
 	"github.com/croft-cloud/croft/agent/diary"
 	"github.com/croft-cloud/croft/agent/hosting"
 	"github.com/croft-cloud/croft/agent/journal"
+	"github.com/croft-cloud/croft/agent/lease"
 	"github.com/croft-cloud/croft/agent/offer"
 	"github.com/croft-cloud/croft/agent/ownerpage/letting"
 	"github.com/croft-cloud/croft/chain/account"
@@ -29,8 +30,8 @@ const (
 	// not be: images/gokrazy/init writes it.
 	modulesLoaded = "/run/croft/workload-modules"
 
-	// userIDs are those that programs of tenants run under: 65,536 from here on.
-	// It never changes, for files of volumes carry them.
+	// userIDs are those that programs of tenants run under, from here on. It never
+	// changes, for files of volumes carry them.
 	userIDs = 1 << 20
 
 	// runtimeCgroup is croft-containerd's.
@@ -138,7 +139,7 @@ func (a *Agent) hostingStatus(online bool) *letting.Report {
 		if b.Blocks > 0 {
 			month = letting.Coin{Denom: l.Price.Denom, Amount: whole(l.Price.Amount.Mul(b.Blocks).Int())}
 		}
-		h.Leases = append(h.Leases, letting.Lease{Since: l.Since, Room: hostedRoom(l.Room), Month: month})
+		h.Leases = append(h.Leases, letting.Lease{Since: l.Since, Room: hostedRoom(l.Room), Month: month, Use: useOf(s.Uses, lease.KeyOf(l.ID))})
 	}
 	h.Tenants = len(tenants)
 	if p := b.Prices; p.Worth != nil {
@@ -155,6 +156,27 @@ func (a *Agent) hostingStatus(online bool) *letting.Report {
 	}
 	h.Events = a.hostingEvents(s)
 	return h
+}
+
+// useOf is what a lease was last seen to use.
+func useOf(uses []hosting.Use, key lease.Key) letting.Use {
+	i := slices.IndexFunc(uses, func(u hosting.Use) bool { return u.Lease == string(key) })
+	if i < 0 {
+		return letting.Use{}
+	}
+	u := uses[i]
+	return letting.Use{
+		CPUSeconds: floor(u.CPUSeconds), Memory: floor(u.MemoryBytes), Storage: floor(u.DiskBytes), Received: floor(u.ReceivedBytes), Sent: floor(u.SentBytes),
+		Requests: int64(u.Requests), Refused: int64(u.Refused), Denied: int64(u.Denied),
+	}
+}
+
+// floor rounds down; nil stays nil.
+func floor(x *float64) *int64 {
+	if x == nil {
+		return nil
+	}
+	return new(int64(*x))
 }
 
 // hostingState sums up how far the box is.

@@ -78,6 +78,17 @@ func TestTheOwnerHearsTheNewestFirst(t *testing.T) {
 	}
 }
 
+func TestTheOwnerSeesWhatALeaseUses(t *testing.T) {
+	uses := []hosting.Use{{LeaseUsage: hosting.LeaseUsage{Lease: "l1", MemoryBytes: new(1.9)}, Requests: 2, Refused: 3, Denied: 4}}
+	got := useOf(uses, "l1")
+	if *got.Memory != 1 || got.CPUSeconds != nil || got.Requests != 2 || got.Refused != 3 || got.Denied != 4 {
+		t.Errorf("got %+v", got)
+	}
+	if got := useOf(uses, "l2"); got != (letting.Use{}) {
+		t.Errorf("of a lease that was not measured is known %+v", got)
+	}
+}
+
 func TestAmountsBeyondAllBoundsAreTheLargest(t *testing.T) {
 	if got := whole(new(big.Int).Lsh(big.NewInt(1), 80)); got != math.MaxInt64 {
 		t.Errorf("2^80 is %d", got)

@@ -124,7 +124,8 @@ type Node interface {
 
 // Leases is who runs what is leased: agent/workload. Both calls may come again
 // for the same lease, and are repeated until they return nil. LeaseClosed may
-// come for a lease that was never announced.
+// come for a lease that was never announced. One that hangs holds up its own
+// lease and nothing else; it is cut off, and comes again.
 type Leases interface {
 	LeaseWon(context.Context, Lease) error
 	LeaseClosed(context.Context, akash.LeaseID, marketv1.LeaseClosedReason) error
@@ -166,7 +167,7 @@ type Config struct {
 	ManifestTimeout time.Duration // a lease without a manifest is closed after; default 5 min
 	WithdrawEvery   time.Duration // default 24 h
 	ReconcileEvery  time.Duration // default 3 min
-	TaskTimeout     time.Duration // for one transaction; default 2 min
+	TaskTimeout     time.Duration // for one transaction, or one call of Leases; default 2 min
 	CallTimeout     time.Duration // for one look at the chain; default 30 s
 	KeepRefusals    int           // length of the why-not list; default 100
 
@@ -206,7 +207,7 @@ func (c *Config) check() error {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	c.Overhead = cmp.Or(c.Overhead, 64<<20)
+	c.Overhead = cmp.Or(c.Overhead, offer.ReplicaMemory)
 	if c.FeeGranter == "" {
 		c.FeeReserve = cmp.Or(c.FeeReserve, 1_000_000)
 	}
@@ -271,24 +272,35 @@ func (p *Provider) Run(ctx context.Context) error {
 	wg.Go(func() { p.watch(ctx, from, blocks) })
 
 	results := make(chan func())
-	running := 0
+	calling := 0 // tasks that ask the chain
 	tick := time.NewTicker(tickEvery)
 	defer tick.Stop()
 	var waiting []task
 	for {
-		waiting = append(waiting, p.engine.due(time.Now())...)
-		for len(waiting) > 0 && running < maxTasks {
-			t := waiting[0]
-			waiting = waiting[1:]
-			running++
+		var later []task
+		for _, t := range append(waiting, p.engine.due(time.Now())...) {
+			switch {
+			case t.inside:
+			case calling >= maxTasks:
+				later = append(later, t)
+				continue
+			default:
+				calling++
+			}
 			wg.Go(func() {
 				absorb := t.run(ctx)
 				select {
-				case results <- absorb:
+				case results <- func() {
+					if !t.inside {
+						calling--
+					}
+					absorb()
+				}:
 				case <-ctx.Done(): // what it did is in the journal or on the chain
 				}
 			})
 		}
+		waiting = later
 		p.publish()
 		if p.engine.anew != nil {
 			return p.engine.anew
@@ -299,7 +311,6 @@ func (p *Provider) Run(ctx context.Context) error {
 		case b := <-blocks:
 			p.engine.block(b)
 		case absorb := <-results:
-			running--
 			absorb()
 		case f := <-p.calls:
 			f()

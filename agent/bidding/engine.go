@@ -36,12 +36,13 @@ type engine struct {
 	// when ctx ends first.
 	call func(context.Context, func() error) error
 
-	dirty map[akash.OrderID]bool      // worth a look
-	busy  map[akash.OrderID]bool      // a task is about it
-	retry map[akash.OrderID]*patience // after a failure
-	told  map[akash.OrderID]bool      // lease was announced to the workload in this life
-	short map[akash.OrderID]bool      // the tenant's money is about to run out
-	why   offer.Refusals              // why there is no bid
+	dirty  map[akash.OrderID]bool      // worth a look
+	busy   map[akash.OrderID]bool      // a task is about it; true: one that asks the chain
+	asking int                         // how many of busy are true
+	retry  map[akash.OrderID]*patience // after a failure
+	told   map[akash.OrderID]bool      // lease was announced to the workload in this life
+	short  map[akash.OrderID]bool      // the tenant's money is about to run out
+	why    offer.Refusals              // why there is no bid
 
 	surveyAt, fundAt     time.Time // not before
 	surveying, funding   bool
@@ -166,9 +167,10 @@ func (e *engine) markMine(id akash.OrderID, mine bool) {
 // task is work that calls others. Run does it, on any goroutine, and returns what
 // has to be told to the engine afterwards.
 type task struct {
-	name string
-	id   akash.OrderID // of the order it is about; zero for none
-	run  func(context.Context) func()
+	name   string
+	id     akash.OrderID // of the order it is about; zero for none
+	inside bool          // it calls the workload, not the chain: however many hang, the chain's slots stay free
+	run    func(context.Context) func()
 }
 
 // due lists what is to be done now. Each is counted as under way until the
@@ -200,18 +202,27 @@ func (e *engine) due(now time.Time) []task {
 		}
 	}
 	for _, id := range ids {
-		if p := e.retry[id]; e.busy[id] || p != nil && now.Before(p.until) {
+		_, busy := e.busy[id]
+		if p := e.retry[id]; busy || p != nil && now.Before(p.until) {
 			continue
 		}
 		t, ok := e.next(id)
 		if !ok {
 			continue
 		}
-		e.busy[id] = true
+		if e.busy[id] = !t.inside; e.busy[id] {
+			e.asking++
+		}
 		run := t.run
 		t.id, t.run = id, func(ctx context.Context) func() {
 			absorb := run(ctx)
-			return func() { delete(e.busy, id); absorb() }
+			return func() {
+				if e.busy[id] {
+					e.asking--
+				}
+				delete(e.busy, id)
+				absorb()
+			}
 		}
 		tasks = append(tasks, t)
 	}
@@ -245,7 +256,7 @@ func (e *engine) tick(now time.Time) {
 func (e *engine) next(id akash.OrderID) (task, bool) {
 	en := e.book.entries[id]
 	if en == nil {
-		if !e.surveyed || len(e.busy) >= maxTasks { // nothing to decide with, or more than enough to do
+		if !e.surveyed || e.asking >= maxTasks { // nothing to decide with, or more than enough to do
 			return task{}, false
 		}
 		return e.lookTask(id), true

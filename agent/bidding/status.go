@@ -60,6 +60,7 @@ type Status struct {
 	Serial     string           `json:"serial,omitempty"` // of the gateway's certificate
 	Expires    time.Time        `json:"expires,omitzero"` // the same
 	Balance    map[string]int64 `json:"balance"`          // as of the last survey
+	Notice     time.Duration    `json:"notice"`           // longest reclamation window that bids have; 0: not known yet
 	Capacity   offer.Room       `json:"capacity"`
 	Reserved   offer.Room       `json:"reserved"` // by bids
 	Leased     offer.Room       `json:"leased"`
@@ -78,7 +79,7 @@ func (p *Provider) publish() {
 	s := &Status{
 		Account: e.book.me, ChainID: p.cfg.Chain.ChainID(), Height: e.seen, ChainTime: e.chainTime, Reached: e.reached, Surveyed: e.surveyed && len(e.lost) == 0, Registered: e.registered,
 		Draining: e.book.wishes.Drain, Unready: e.ready(), Serial: e.reg.serial, Expires: e.reg.expires, Balance: maps.Clone(e.balance),
-		Capacity: e.cfg.Capacity(), Earned: e.book.earned(), Prices: e.cfg.Policy, Blocks: e.blocks, WhyNot: slices.Clone(e.why),
+		Notice: min(e.cfg.Notice, e.params.GetMaxReclamationWindow().AsDuration()), Capacity: e.cfg.Capacity(), Earned: e.book.earned(), Prices: e.cfg.Policy, Blocks: e.blocks, WhyNot: slices.Clone(e.why),
 	}
 	slices.Reverse(s.WhyNot)
 	for _, what := range slices.Sorted(maps.Keys(e.problem)) {

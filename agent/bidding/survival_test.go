@@ -409,6 +409,66 @@ func TestAFloodOfOrdersDoesNotDelayTheBoxsOwn(t *testing.T) {
 	})
 }
 
+// stuckWorkload is one whose runtime is wedged: the ends of leases hang until they
+// are cut off.
+type stuckWorkload struct {
+	*fakeWorkload
+	wedged atomic.Bool
+	asked  atomic.Int64
+}
+
+func (w *stuckWorkload) LeaseClosed(ctx context.Context, id akash.LeaseID, reason marketv1.LeaseClosedReason) error {
+	if w.wedged.Load() {
+		w.asked.Add(1)
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	return w.fakeWorkload.LeaseClosed(ctx, id, reason)
+}
+
+func TestEndsOfLeasesThatHangHoldUpNothingElse(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		chain := quietChain()
+		work := &stuckWorkload{fakeWorkload: newWorkload()}
+		work.wedged.Store(true)
+		p, _, stop := live(t, chain, journal.NewMemory(), &fakeSecrets{}, func(c *Config) {
+			c.Leases = work
+			c.Capacity = func() offer.Room { return offer.Room{CPU: 64_000, Memory: 64 << 30, Storage: 640 << 30, Ports: 64} }
+		})
+		defer stop()
+		var over []akash.LeaseID
+		for range maxTasks + 1 {
+			over = append(over, leased(t, chain, p))
+		}
+		for _, id := range over {
+			chain.end(id.OrderID, marketv1.Lease_closed, marketv1.LeaseClosedReason_lease_closed_owner)
+		}
+		seconds(chain, 5)
+		if got := work.asked.Load(); got != maxTasks+1 {
+			t.Fatalf("%d ends were told, want %d", got, maxTasks+1)
+		}
+		id := chain.order(500, 512, 1000)
+		seconds(chain, 10)
+		if got := stateOf(p, id); got != Open {
+			t.Errorf("while ends hang an order is %q", got)
+		}
+		seconds(chain, 6*60)
+		if got := stateOf(p, id); got != Withdrawn {
+			t.Errorf("while ends hang a bid that nobody took is %q", got)
+		}
+		if len(p.Status().Problems) == 0 || work.asked.Load() <= maxTasks+1 {
+			t.Errorf("ends that hang are not cut off: %v, told %d times", p.Status().Problems, work.asked.Load())
+		}
+		work.wedged.Store(false)
+		seconds(chain, 5*60)
+		for _, lease := range over {
+			if got := stateOf(p, lease.OrderID); got != Settled {
+				t.Errorf("lease %s is %q in the end", lease, got)
+			}
+		}
+	})
+}
+
 func TestTheCertificateIsWrittenOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		chain, secrets := quietChain(), &fakeSecrets{}

@@ -370,9 +370,11 @@ func (e *engine) tellEnd(id akash.OrderID) task {
 	})
 }
 
-// tell calls the workload until it answers nil.
+// tell calls the workload, again and again until it answers nil.
 func (e *engine) tell(id akash.OrderID, name string, call func(context.Context) error, done func()) task {
-	return task{name: name, run: func(ctx context.Context) func() {
+	return task{name: name, inside: true, run: func(ctx context.Context) func() {
+		ctx, cancel := context.WithTimeout(ctx, e.cfg.TaskTimeout)
+		defer cancel()
 		err := call(ctx)
 		return func() {
 			e.fault("workload", err)

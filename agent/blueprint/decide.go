@@ -2,9 +2,11 @@ package blueprint
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 
 	"github.com/croft-cloud/croft/agent/lease"
+	"github.com/croft-cloud/croft/agent/offer"
 )
 
 // Have is one replica that takes room: every one that is not removed yet.
@@ -28,14 +30,15 @@ type Want struct {
 	Old       map[uint64]Have // what one replica of an old generation takes, by revision
 }
 
-// Situation is all that [Decide] looks at.
+// Situation is all that [Decide] looks at. Memory of replicas and of the lease is
+// without that of enclosures, which the lease has for as many as it has replicas.
 type Situation struct {
 	Key      lease.Key
 	Services []Want // by name
 	Have     []Have
 	Memory   int64 // leased
 	GPUs     int   // leased
-	Lent     int64 // memory, on top of what was leased
+	Lent     int64 // memory, on top of what was leased, for enclosures as well
 	Lender   bool  // more may be asked for
 }
 
@@ -44,7 +47,7 @@ type Deed struct {
 	Start  *lease.ReplicaID
 	Stop   *lease.ReplicaID
 	Retire *lease.ReplicaID // forget that it is kept, then stop it
-	Lend   int64            // more memory is needed, all in all; bytes, -1: none
+	Lend   int64            // more memory is needed, all in all, enclosures included; bytes, -1: none
 	Alone  bool             // with retire: nothing of the service answers until a new replica does
 	Lack   string           // with retire and alone: why there is no room for both
 }
@@ -52,6 +55,7 @@ type Deed struct {
 // Decide says what to do next. It is called again when that is done, and when
 // anything changed; nothing to do is the aim.
 func Decide(s Situation) []Deed {
+	s = s.enclosed()
 	d := decision{Situation: s, room: s.Memory + s.Lent, gpuRoom: s.GPUs}
 	used := int64(0)
 	for _, h := range s.Have {
@@ -73,12 +77,33 @@ func Decide(s Situation) []Deed {
 // that will change: something is leaving, or it is not known yet what is lent
 // (Lent is -1). No replica may start meanwhile, planned as it may be.
 func Crowded(s Situation) bool {
+	s = s.enclosed()
 	room, leaving := s.Memory+max(0, s.Lent), s.Lent < 0
 	for _, h := range s.Have {
 		room -= h.Memory
 		leaving = leaving || h.Leaving
 	}
 	return room < 0 && leaving
+}
+
+// enclosed counts the memory of each replica's enclosure with its own, as the
+// ledger of the box does.
+func (s Situation) enclosed() Situation {
+	s.Have, s.Services = slices.Clone(s.Have), slices.Clone(s.Services)
+	for i := range s.Have {
+		s.Have[i].Memory += offer.ReplicaMemory
+	}
+	for i := range s.Services {
+		w := &s.Services[i]
+		s.Memory += int64(w.Count) * offer.ReplicaMemory
+		w.Memory += offer.ReplicaMemory
+		w.Old = maps.Clone(w.Old)
+		for revision, h := range w.Old {
+			h.Memory += offer.ReplicaMemory
+			w.Old[revision] = h
+		}
+	}
+	return s
 }
 
 type decision struct {

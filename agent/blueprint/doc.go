@@ -2,8 +2,8 @@
 // says what the box should run for it, and what to do next to get there from
 // what runs.
 //
-//	manifest, hash, err := blueprint.Parse(body)           // then sdl.Check against the chain
-//	err = blueprint.Validate(manifest)                     // what no box can run
+//	sent, err := blueprint.Read(body)                      // what it means, if a box can run it
+//	err = sent.Fits(hash, groups)                          // whether it is the one on chain
 //	plan, changed := plan.Follow(groups, answering, key)   // a new manifest is taken in
 //	deeds := blueprint.Decide(situation)                   // again after each of them; none: it is as it should be
 //	state, err := state.Next(blueprint.Accepted)           // the state machines

@@ -1,6 +1,7 @@
 package blueprint
 
 import (
+	"bytes"
 	"cmp"
 	"crypto/sha256"
 	"encoding/json"
@@ -10,7 +11,10 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"sync"
 
+	"github.com/croft-cloud/croft/agent/offer"
+	"github.com/croft-cloud/croft/chain/api/deploymentv1beta4"
 	"github.com/croft-cloud/croft/chain/sdl"
 )
 
@@ -20,10 +24,10 @@ const (
 	// services make; a request of this size is parsed in a few milliseconds.
 	MaxManifest = 1 << 20
 	// maxServices keeps what the journal holds for one lease below its 64 KiB a
-	// record. A box has room for about so many sandboxes at all.
-	maxServices = 32
-	// MaxReplicas of one lease; each costs the box 33 MB besides its own memory.
-	MaxReplicas = 64
+	// record.
+	maxServices = offer.MaxServices
+	// MaxReplicas of one lease.
+	MaxReplicas = offer.MaxReplicas
 	// MaxHosts of one lease, for the same record.
 	MaxHosts = 48
 	// maxName is the longest name of a service: one label of a DNS name.
@@ -33,15 +37,27 @@ const (
 	// maxEnvBytes is what Linux leaves a program for arguments and environment,
 	// all taken together, by a wide margin.
 	maxEnvBytes = 512 << 10
+	// maxObjects and maxElements are looked at before anything is decoded: three
+	// bytes of JSON become a service of 400. maxServices services, each with ten
+	// ports, three volumes and a GPU, have some 1,500 objects and 20,000 elements.
+	maxObjects  = 4096
+	maxElements = 32 << 10
 )
 
-// Parse reads a manifest and its hash.
+// Parse reads a manifest and its hash. What it takes is bounded by MaxManifest,
+// whatever the bytes mean.
 func Parse(raw []byte) (sdl.Manifest, [32]byte, error) {
 	bad := func(reason, err error) (sdl.Manifest, [32]byte, error) {
 		return nil, [32]byte{}, Refuse(reason, err, remake)
 	}
 	if len(raw) > MaxManifest {
 		return bad(ErrTooMany, fmt.Errorf("%d bytes, want at most %d", len(raw), MaxManifest))
+	}
+	switch objects, elements := count(raw); {
+	case objects > maxObjects:
+		return bad(ErrTooMany, fmt.Errorf("%d JSON objects, want at most %d", objects, maxObjects))
+	case elements > maxElements:
+		return bad(ErrTooMany, fmt.Errorf("%d elements of JSON lists and objects, want at most %d", elements, maxElements))
 	}
 	hash, err := sdl.HashRaw(raw)
 	if err != nil {
@@ -55,6 +71,60 @@ func Parse(raw []byte) (sdl.Manifest, [32]byte, error) {
 		return bad(ErrBadJSON, err)
 	}
 	return manifest, hash, nil
+}
+
+// count is how many objects there are in JSON, and how many elements of lists and
+// objects, without reading it: those that stand first in theirs are left out. Of
+// what is no JSON it is some number.
+func count(raw []byte) (objects, elements int) {
+	quoted := false
+	for i := 0; i < len(raw); i++ {
+		switch c := raw[i]; {
+		case c == '"':
+			quoted = !quoted
+		case quoted && c == '\\':
+			i++
+		case quoted:
+		case c == '{':
+			objects++
+		case c == ',':
+			elements++
+		}
+	}
+	return objects, elements
+}
+
+// Sent is a manifest as a tenant sent it, of a form that this box can run.
+type Sent struct {
+	Manifest sdl.Manifest
+	Hash     [32]byte // of the bytes that came
+
+	typed func() [32]byte // of what was understood; costs more than all else
+}
+
+// Read is what a tenant sent, if Parse and Validate have nothing against it.
+func Read(raw []byte) (*Sent, error) {
+	manifest, hash, err := Parse(raw)
+	if err != nil {
+		return nil, err
+	}
+	if err := Validate(manifest); err != nil {
+		return nil, err
+	}
+	return &Sent{Manifest: manifest, Hash: hash, typed: sync.OnceValue(manifest.Hash)}, nil
+}
+
+// Fits says why a manifest is not that of a deployment on chain.
+func (s *Sent) Fits(hash []byte, groups []*deploymentv1beta4.GroupSpec) error {
+	if !bytes.Equal(s.Hash[:], hash) {
+		if typed := s.typed(); !bytes.Equal(typed[:], hash) {
+			return Refuse(ErrWrongHash, fmt.Errorf("its hash is %x, that on chain %x", s.Hash, hash), "send the manifest of the newest deployment update")
+		}
+	}
+	if err := sdl.Check(s.Manifest, groups); err != nil {
+		return Refuse(ErrMismatch, err, "send the manifest that belongs to the deployment's groups")
+	}
+	return nil
 }
 
 // article is a word with its article.
@@ -91,9 +161,9 @@ func bounded(g sdl.Group) error {
 	replicas, hosts := uint64(0), 0
 	for _, s := range g.Services {
 		replicas += uint64(s.Count)
-		bytes := 0
+		size := 0
 		for _, text := range slices.Concat(s.Env, s.Command, s.Args) {
-			bytes += len(text) + 1
+			size += len(text) + 1
 		}
 		for _, e := range s.Expose {
 			hosts += len(e.Hosts)
@@ -103,8 +173,8 @@ func bounded(g sdl.Group) error {
 			return fmt.Errorf("service %q: name is longer than %d characters", s.Name[:maxName], maxName)
 		case len(s.Image) > maxImage:
 			return fmt.Errorf("service %q: image is longer than %d characters", s.Name, maxImage)
-		case bytes > maxEnvBytes:
-			return fmt.Errorf("service %q: command, args and env have %d bytes, want at most %d", s.Name, bytes, maxEnvBytes)
+		case size > maxEnvBytes:
+			return fmt.Errorf("service %q: command, args and env have %d bytes, want at most %d", s.Name, size, maxEnvBytes)
 		}
 	}
 	switch {
@@ -294,7 +364,7 @@ func Leased(g sdl.Group) (memory, disk int64, gpus int) {
 
 // logAllowance is what a replica's log files may take on top of its storage:
 // three files of 4 MiB, as the log rotator keeps them.
-const logAllowance = 12 << 20
+const logAllowance = offer.ReplicaLog
 
 // ByHost says whether an expose is reached by host name through the provider's
 // HTTP ingress.

@@ -24,6 +24,14 @@ type Names struct {
 	Highest  uint64            // claim given so far
 }
 
+// Hold says that a lease claims a host name. Of several claims the highest has it.
+func (n *Names) Hold(host string, id akash.LeaseID, claim uint64) {
+	n.Highest = max(n.Highest, claim)
+	if other, held := n.Holders[host]; !held || claim > other.Claim {
+		n.Holders[host] = Holder{Lease: id, Claim: claim}
+	}
+}
+
 // Claim says which host names the lease has or gets, and how strongly, or why it
 // may not. It changes nothing.
 func (n Names) Claim(id akash.LeaseID, group sdl.Group) (map[string]uint64, error) {

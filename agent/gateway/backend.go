@@ -23,6 +23,10 @@ import (
 
 // Manifests takes what tenants want to run.
 type Manifests interface {
+	// Expect says whether a manifest of this tenant has a place to go, before a byte
+	// of it is read; it may wait a little for the chain. Without a lease of theirs
+	// here: not_found.
+	Expect(ctx context.Context, id akash.DeploymentID) error
 	// Accept checks a manifest against the chain and keeps it. No lease of this
 	// tenant here: not_found. A manifest that is not the chain's, or cannot run
 	// here: invalid or refused. The same again changes nothing.

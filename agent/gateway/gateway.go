@@ -30,8 +30,9 @@
 //
 // Every size, count, rate and time is bounded (see limits.go). Nothing a
 // stranger sends costs a query to the chain each time, and no address of theirs
-// can use up what the others may ask. Text of unknown errors
-// stays in the log. When Run returns, no goroutine of the package is left,
+// can use up what the others may ask. A stranger is also who has an account and no
+// lease here: no body of theirs is read, and their streams take no place of
+// tenants. Text of unknown errors stays in the log. When Run returns, no goroutine of the package is left,
 // provided that the backends return when their context ends.
 //
 // # What survives what
@@ -114,7 +115,9 @@ type Gateway struct {
 	cfg     Config
 	log     *slog.Logger
 	auth    *authenticator
+	sent    *crowd.Quota // manifests
 	streams *crowd.Quota
+	strays  *crowd.Quota // streams of who has no lease
 	shells  *crowd.Quota
 	clients *crowd.Rates
 	tenants *crowd.Rates
@@ -154,7 +157,9 @@ func New(cfg Config) (*Gateway, error) {
 	return &Gateway{
 		cfg: cfg, log: cfg.Log,
 		auth:    newAuthenticator(cfg.Chain),
+		sent:    crowd.NewQuota(maxManifests, maxManifestsEach),
 		streams: crowd.NewQuota(maxStreams, maxStreamsPerTenant),
+		strays:  crowd.NewQuota(maxStrays, maxStraysPerAccount),
 		shells:  crowd.NewQuota(maxShells, maxShellsPerTenant),
 		clients: crowd.NewRates(clientRate, clientBurst),
 		tenants: crowd.NewRates(tenantRate, tenantBurst),

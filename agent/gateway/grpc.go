@@ -127,6 +127,20 @@ func sameStatus(a, b *providerv1.Status) bool {
 	return proto.Equal(a, b)
 }
 
+// paced is a stream of which each message counts as a request: reflection answers
+// as many on one stream as a client sends.
+type paced struct {
+	grpc.ServerStream
+	allowed func(context.Context) error
+}
+
+func (p *paced) RecvMsg(m any) error {
+	if err := p.ServerStream.RecvMsg(m); err != nil {
+		return err
+	}
+	return p.allowed(p.Context())
+}
+
 func clientOfContext(ctx context.Context) string {
 	if p, ok := peer.FromContext(ctx); ok {
 		return crowd.ClientOf(p.Addr.String())
@@ -171,7 +185,7 @@ func (g *Gateway) runGRPC(ctx context.Context) error {
 				return status.Error(codes.ResourceExhausted, "too many streams are open")
 			}
 			defer streams.Give(client)
-			return handle(srv, stream)
+			return handle(srv, &paced{stream, allowed})
 		}),
 	)
 	server.RegisterService(&serviceDesc, &statuses{g: g, stop: ctx})

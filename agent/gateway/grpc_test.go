@@ -174,3 +174,20 @@ func TestReflection(t *testing.T) {
 		t.Errorf("a message is called %s", quantity)
 	}
 }
+
+func TestReflectionOnOneStreamIsBounded(t *testing.T) {
+	t.Parallel()
+	w := start(t, nil, nil, nil)
+	s, err := reflectionv1.NewServerReflectionClient(w.grpcClient(t)).ServerReflectionInfo(t.Context())
+	for range 2000 { // the burst is 200, and 20 come in a second
+		if err == nil {
+			err = s.Send(&reflectionv1.ServerReflectionRequest{MessageRequest: &reflectionv1.ServerReflectionRequest_ListServices{}})
+		}
+		if err == nil {
+			_, err = s.Recv()
+		}
+	}
+	if status.Code(err) != codes.ResourceExhausted {
+		t.Errorf("2000 questions on one stream = %v", err)
+	}
+}

@@ -15,8 +15,12 @@ const (
 
 // Limits of a request.
 const (
-	maxHeaderBytes   = 32 << 10          // twice the longest token
-	maxManifestBytes = 1 << 20           // the chain bounds groups and units: real ones stay below 100 KiB
+	maxHeaderBytes   = 32 << 10 // twice the longest token
+	maxManifestBytes = 1 << 20  // the chain bounds groups and units: real ones stay below 100 KiB
+	maxManifests     = 16       // read or looked at, at once: each costs its size, and twice that while it is understood
+	maxManifestsEach = 4        // of one account
+	manifestPause    = 100 * time.Millisecond
+	manifestPatience = 10 * time.Second  // for a place among them
 	maxMigrateBytes  = 64 << 10          // 255 bytes for each of a few hundred host names
 	maxMigrateNames  = 256               // of one request
 	manifestTimeout  = 120 * time.Second // as on Akash: the provider may wait for the chain
@@ -37,7 +41,9 @@ const (
 // Limits of streams (logs, events, shells).
 const (
 	maxStreams          = 256              // each costs a connection and four goroutines
-	maxStreamsPerTenant = 32               // some people, some tools; also of leases that are not there
+	maxStreamsPerTenant = 32               // some people, some tools
+	maxStrays           = 32               // of accounts without the lease, which are told so: they take no place of tenants
+	maxStraysPerAccount = 4                // of one of them
 	maxShells           = 64               // of them; each is a process in a sandbox
 	maxShellsPerTenant  = 16               // a person has a few open
 	pingEvery           = 10 * time.Second // as on Akash

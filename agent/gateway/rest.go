@@ -261,6 +261,14 @@ func (g *Gateway) putManifest(q *request) error {
 	if !g.may(q, credential.ScopeSendManifest) {
 		return errNotCovered
 	}
+	if err := g.expect(q); err != nil {
+		return manifestRefusal(err)
+	}
+	done, err := g.takeIn(q)
+	if err != nil {
+		return err
+	}
+	defer done()
 	raw, err := q.body(maxManifestBytes)
 	if err != nil {
 		return err
@@ -270,15 +278,44 @@ func (g *Gateway) putManifest(q *request) error {
 	}
 	ctx, cancel := q.within(manifestTimeout)
 	defer cancel()
-	err = g.cfg.Manifests.Accept(ctx, q.id.DeploymentID, raw)
-	if err != nil {
-		r := refusalOf(err)
-		if r.status == http.StatusServiceUnavailable {
-			r.status = http.StatusInternalServerError // the protocol knows no 503 here
-		}
-		return r
+	if err := g.cfg.Manifests.Accept(ctx, q.id.DeploymentID, raw); err != nil {
+		return manifestRefusal(err)
 	}
 	return nil
+}
+
+// expect says whether who asks has a lease that a manifest could be for.
+func (g *Gateway) expect(q *request) error {
+	ctx, cancel := context.WithTimeout(q.r.Context(), queryTimeout)
+	defer cancel()
+	return g.cfg.Manifests.Expect(ctx, q.id.DeploymentID)
+}
+
+// takeIn waits for a place among the manifests that are read.
+func (g *Gateway) takeIn(q *request) (done func(), err error) {
+	name := string(q.id.Owner)
+	patience := time.After(manifestPatience)
+	for !g.sent.Take(name) {
+		select {
+		case <-time.After(manifestPause):
+		case <-patience:
+			return nil, refuse(http.StatusTooManyRequests, "too many manifests are on their way; repeat in a while")
+		case <-q.r.Context().Done():
+			return nil, q.r.Context().Err()
+		}
+	}
+	// The client has been waiting, so its time begins now. An error means a
+	// connection that is gone, which reading will find out.
+	_ = http.NewResponseController(q.w).SetReadDeadline(time.Now().Add(bodyTimeout))
+	return func() { g.sent.Give(name) }, nil
+}
+
+func manifestRefusal(err error) error {
+	r := refusalOf(err)
+	if r.status == http.StatusServiceUnavailable {
+		r.status = http.StatusInternalServerError // the protocol knows no 503 here
+	}
+	return r
 }
 
 func (g *Gateway) getManifest(q *request) error {

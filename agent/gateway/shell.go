@@ -63,7 +63,11 @@ func (g *Gateway) shell(q *request) error {
 	if !g.may(q, credential.ScopeShell, e.Service) {
 		return errNotCovered
 	}
-	s, err := g.upgrade(q, g.streams, g.shells)
+	status, found := g.statusOf(q)
+	if found == nil && !slices.ContainsFunc(status.Services, func(one lease.ServiceStatus) bool { return one.Name == e.Service }) {
+		found = refuse(http.StatusNotFound, errNoService)
+	}
+	s, err := g.upgrade(q, g.places(found, g.streams, g.shells)...)
 	if err != nil {
 		return err
 	}
@@ -73,7 +77,7 @@ func (g *Gateway) shell(q *request) error {
 	s.workers.Go(in.run)
 	e.Stdout, e.Stderr = &output{s, frameStdout}, &output{s, frameStderr}
 
-	frame, result := g.exec(s, q, e)
+	frame, result := g.exec(s, q, e, found)
 	in.close()
 	if cause := context.Cause(s.ctx); errors.Is(cause, errProtocol) {
 		frame, result = frameFailure, cause
@@ -85,15 +89,9 @@ func (g *Gateway) shell(q *request) error {
 	return nil
 }
 
-// exec runs the program and says with which frame it ends, 0 for none: an exit
-// code, or why it could not be run.
-func (g *Gateway) exec(s *socket, q *request, e Exec) (frame byte, result any) {
-	asking, cancel := context.WithTimeout(s.ctx, queryTimeout)
-	status, err := g.cfg.Statuses.Status(asking, q.id)
-	cancel()
-	if err == nil && !slices.ContainsFunc(status.Services, func(one lease.ServiceStatus) bool { return one.Name == e.Service }) {
-		err = refuse(http.StatusNotFound, errNoService)
-	}
+// exec runs the program, unless something was found against that, and says with
+// which frame it ends, 0 for none: an exit code, or why it could not be run.
+func (g *Gateway) exec(s *socket, q *request, e Exec, err error) (frame byte, result any) {
 	if err == nil {
 		var code int
 		if code, err = g.cfg.Shell.Exec(s.ctx, q.id, e); err == nil {

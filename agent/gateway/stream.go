@@ -313,29 +313,48 @@ func stream(g *Gateway, q *request, scope credential.Scope, pods bool, from func
 	if !g.may(q, scope, query.services...) {
 		return errNotCovered
 	}
-	s, err := g.upgrade(q, g.streams)
+	status, found := g.statusOf(q)
+	s, err := g.upgrade(q, g.places(found, g.streams)...)
 	if err != nil {
 		return err
 	}
 	s.workers.Go(s.listen)
-	code, reason := g.pump(s, q.id, query, pods, from)
+	var code websocket.StatusCode
+	var reason string
+	if found != nil {
+		code, reason = g.failed(s, q.id, found)
+	} else {
+		code, reason = g.pump(s, q.id, status, query, pods, from)
+	}
 	s.end(code, reason)
 	return nil
 }
 
-func (g *Gateway) pump(s *socket, id akash.LeaseID, query streamQuery, pods bool, from func(context.Context, akash.LeaseID, streamQuery) iter.Seq2[any, error]) (websocket.StatusCode, string) {
-	failed := func(err error) (websocket.StatusCode, string) {
-		if s.ctx.Err() == nil {
-			g.log.Debug("stream failed", "lease", id, "error", err)
-		}
-		return closeOf(err)
+// statusOf is how the lease of a request is, or that there is none.
+func (g *Gateway) statusOf(q *request) (LeaseStatus, error) {
+	ctx, cancel := context.WithTimeout(q.r.Context(), queryTimeout)
+	defer cancel()
+	return g.cfg.Statuses.Status(ctx, q.id)
+}
+
+// places is where a stream is counted. One that is only told an error, such as
+// that there is no lease, takes none of those that tenants have.
+func (g *Gateway) places(found error, tenants ...*crowd.Quota) []*crowd.Quota {
+	if found != nil {
+		return []*crowd.Quota{g.strays}
 	}
-	asking, cancel := context.WithTimeout(s.ctx, queryTimeout)
-	status, err := g.cfg.Statuses.Status(asking, id)
-	cancel()
-	if err != nil {
-		return failed(err)
+	return tenants
+}
+
+// failed is the end of a stream by an error of a backend.
+func (g *Gateway) failed(s *socket, id akash.LeaseID, err error) (websocket.StatusCode, string) {
+	if s.ctx.Err() == nil {
+		g.log.Debug("stream failed", "lease", id, "error", err)
 	}
+	return closeOf(err)
+}
+
+func (g *Gateway) pump(s *socket, id akash.LeaseID, status LeaseStatus, query streamQuery, pods bool, from func(context.Context, akash.LeaseID, streamQuery) iter.Seq2[any, error]) (websocket.StatusCode, string) {
 	started := false
 	for _, one := range status.Services {
 		started = started || one.Started > 0
@@ -351,11 +370,11 @@ func (g *Gateway) pump(s *socket, id akash.LeaseID, query streamQuery, pods bool
 	sent := false
 	for v, err := range from(s.ctx, id, query) {
 		if err != nil {
-			return failed(err)
+			return g.failed(s, id, err)
 		}
 		raw, err := json.Marshal(v)
 		if err != nil {
-			return failed(err)
+			return g.failed(s, id, err)
 		}
 		if s.write(websocket.MessageText, raw) != nil {
 			break

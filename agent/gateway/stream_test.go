@@ -18,6 +18,7 @@ import (
 	"github.com/coder/websocket"
 
 	"github.com/croft-cloud/croft/agent/gateway"
+	"github.com/croft-cloud/croft/chain/akash"
 	"github.com/croft-cloud/croft/chain/tenant/gatewayclient"
 )
 
@@ -616,4 +617,79 @@ func TestAFollowerGoesOnAfterARestartOfTheGateway(t *testing.T) {
 		}
 		w.stop()
 	})
+}
+
+// An account without a lease here is answered before its manifest has come, and
+// however long that is.
+func TestABodyOfAStrangerIsNotRead(t *testing.T) {
+	bubble(t, nil, func(t *testing.T, _ *world, p *pipes) {
+		conn, err := p.dialFrom(t.Context(), "192.0.2.9:1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		c := tls.Client(conn, &tls.Config{ServerName: host, InsecureSkipVerify: true})
+		begin := time.Now()
+		if _, err := io.WriteString(c, "PUT /deployment/7/manifest HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer "+token(t, mallory, nil)+"\r\nContent-Length: 1000000\r\n\r\n["); err != nil {
+			t.Fatal(err)
+		}
+		resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(resp.Body)
+		if err != nil || resp.StatusCode != 404 || !strings.Contains(string(body), "no lease for deployment") || time.Since(begin) > time.Second {
+			t.Errorf("after %s: %d %q, %v", time.Since(begin), resp.StatusCode, body, err)
+		}
+	})
+}
+
+func TestManifestsOfOneTenantLeaveRoomForOthers(t *testing.T) {
+	bubble(t, func(w *world) {
+		w.held = make(chan struct{})
+		w.also = akash.DeploymentID{Owner: mallory.Address(), DSeq: 9}
+	}, func(t *testing.T, w *world, _ *pipes) {
+		var statuses [6]int
+		var senders sync.WaitGroup
+		for i := range statuses {
+			senders.Go(func() {
+				statuses[i], _ = ask(t, w.raw(t, host, nil), "PUT", "/deployment/7/manifest", manifest, bearer(token(t, alice, nil)))
+			})
+		}
+		synctest.Wait()
+		begin := time.Now()
+		status, _ := ask(t, w.raw(t, host, nil), "PUT", "/deployment/9/manifest", manifest, bearer(token(t, mallory, nil)))
+		if status != 404 || time.Since(begin) > time.Second {
+			t.Errorf("another tenant's manifest = %d after %s", status, time.Since(begin))
+		}
+		time.Sleep(time.Minute)
+		close(w.held)
+		senders.Wait()
+		counts := map[int]int{}
+		for _, status := range statuses {
+			counts[status]++
+		}
+		if counts[200] != 4 || counts[429] != 2 {
+			t.Errorf("statuses = %v, want 4 of 200 and 2 of 429", counts)
+		}
+	})
+}
+
+// Who has no lease is told so on a stream, and takes no place of those that tenants
+// have.
+func TestStreamsOfStrangersAreCountedApart(t *testing.T) {
+	for _, path := range []string{"/lease/8/1/1/logs?follow=true", "/lease/8/1/1/shell?service=web&podIndex=0&tty=0&stdin=0&cmd0=sleep"} {
+		bubble(t, nil, func(t *testing.T, w *world, _ *pipes) {
+			for range 4 { // nobody reads, so the gateway waits for their answer to its close
+				w.mustOpen(t, path)
+			}
+			_, resp, err := w.open(t, path)
+			if err == nil || resp.StatusCode != http.StatusServiceUnavailable {
+				t.Errorf("the fifth = %v", err)
+			}
+			w.mustOpen(t, logsPath).CloseNow()
+			time.Sleep(time.Minute)
+			w.mustOpen(t, path).CloseNow()
+		})
+	}
 }

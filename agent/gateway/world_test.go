@@ -152,7 +152,9 @@ type backend struct {
 	status   gateway.Provider
 	provided int
 	exec     func(context.Context, gateway.Exec) (int, error)
-	running  atomic.Int64 // calls that have not returned
+	also     akash.DeploymentID // is expected, and not taken
+	held     chan struct{}      // nil: manifests are taken at once, else when it is closed
+	running  atomic.Int64       // calls that have not returned
 }
 
 func newBackend() *backend {
@@ -191,9 +193,19 @@ func (b *backend) set(change func()) {
 	b.changed = make(chan struct{})
 }
 
+func (b *backend) Expect(_ context.Context, id akash.DeploymentID) error {
+	if id != leased.DeploymentID && id != b.also {
+		return &croft.Error{Kind: croft.KindNotFound, Err: errors.New("no lease for deployment")}
+	}
+	return nil
+}
+
 func (b *backend) Accept(_ context.Context, id akash.DeploymentID, raw []byte) error {
 	one := leased
 	one.DeploymentID = id
+	if b.held != nil && id == leased.DeploymentID {
+		<-b.held
+	}
 	done, err := b.call(one)
 	defer done()
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"iter"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -70,6 +71,11 @@ func (b backend) Status(_ context.Context, id akash.LeaseID) (gateway.LeaseStatu
 	}
 	if err != nil {
 		return gateway.LeaseStatus{}, err
+	}
+	for i, s := range services {
+		if why := b.p.reach.problems(id, s.Name); why != "" {
+			services[i].Problem = strings.TrimPrefix(s.Problem+"; "+why, "; ")
+		}
 	}
 	out := gateway.LeaseStatus{Services: services}
 	states, _ := b.p.relay.States()
@@ -197,12 +203,18 @@ func (b backend) eachNewPod(ctx context.Context, id akash.LeaseID, services []st
 
 const podsEvery = 2 * time.Second
 
-// Events implements gateway.Events.
+// Events implements gateway.Events. Those that no part keeps come first: a
+// manifest that was refused, what relays do not lead here.
 func (b backend) Events(ctx context.Context, id akash.LeaseID, services []string, follow bool) iter.Seq2[lease.Event, error] {
 	return func(yield func(lease.Event, error) bool) {
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		tell := func(e lease.Event) bool {
+			return len(services) > 0 && !slices.Contains(services, e.Service) || yield(e, nil)
+		}
 		events, err := b.p.workloads.Events(ctx, id, 0, follow)
 		refused, was := b.p.refusals.of(id)
-		if was && (err == nil || !follow) && len(services) == 0 && !yield(refused, nil) {
+		if was && (err == nil || !follow) && !tell(refused) {
 			return
 		}
 		if was && err != nil && !follow {
@@ -212,12 +224,39 @@ func (b backend) Events(ctx context.Context, id akash.LeaseID, services []string
 			yield(lease.Event{}, err)
 			return
 		}
-		for e := range events {
-			if len(services) > 0 && !slices.Contains(services, e.Service) {
-				continue
-			}
-			if !yield(e, nil) {
+		reached, last, news := b.p.reach.events(id, 0)
+		for _, e := range reached {
+			if !tell(e) {
 				return
+			}
+		}
+		kept := make(chan lease.Event)
+		var reader sync.WaitGroup
+		defer reader.Wait()
+		defer cancel()
+		reader.Go(func() {
+			defer close(kept)
+			for e := range events {
+				select {
+				case kept <- e:
+				case <-ctx.Done():
+					return
+				}
+			}
+		})
+		for {
+			select {
+			case e, more := <-kept:
+				if !more || !tell(e) {
+					return
+				}
+			case <-news:
+				reached, last, news = b.p.reach.events(id, last)
+				for _, e := range reached {
+					if !tell(e) {
+						return
+					}
+				}
 			}
 		}
 	}
@@ -267,7 +306,8 @@ func (b backend) Provided(context.Context) (gateway.Provider, error) {
 			Name: b.p.cfg.Device.ShortName(), Allocatable: amounts(s.Capacity), Available: amounts(free),
 			Processor: gateway.Processor{Vendor: b.p.machine.CPU.Vendor, Model: b.p.machine.CPU.Model, Threads: b.p.machine.CPU.Threads},
 		},
-		Classes: []gateway.Class{{Name: string(b.p.class), Size: s.Capacity.Storage, Available: free.Storage}},
+		Classes:     []gateway.Class{{Name: string(b.p.class), Size: s.Capacity.Storage, Available: free.Storage}},
+		Reclamation: s.Notice,
 	}
 	for _, l := range b.p.provider.Leases() {
 		if l.Manifest {

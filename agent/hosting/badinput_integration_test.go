@@ -4,6 +4,8 @@ package hosting
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -12,6 +14,8 @@ import (
 	"testing"
 
 	"github.com/croft-cloud/croft/agent/blueprint"
+	"github.com/croft-cloud/croft/agent/lease"
+	"github.com/croft-cloud/croft/chain/akash"
 	"github.com/croft-cloud/croft/chain/tenant/gatewayclient"
 	"github.com/croft-cloud/croft/internal/rig/outside"
 )
@@ -31,10 +35,33 @@ func (s *stage) badInput(t *testing.T) {
 	t.Run("a lease that is closed while its image is pulled", s.closedWhilePulling)
 }
 
+// tells waits until tenant and owner are told of something bad, in the same words.
+func (s *stage) tells(t *testing.T, who *outside.Tenant, id akash.LeaseID, reason, words string) {
+	t.Helper()
+	s.told(t, who, id, reason, words)
+	s.wait(t, "the owner is told "+words, func() bool {
+		return slices.ContainsFunc(s.Status().Trouble, func(e lease.Event) bool {
+			return e.Type == lease.Warning && e.Reason == reason && strings.HasPrefix(e.Note, words)
+		})
+	})
+}
+
+// untold says that a tenant is told nothing of a lease but why, as far as a close
+// frame takes it.
+func (s *stage) untold(t *testing.T, who *outside.Tenant, id akash.LeaseID, why string) {
+	t.Helper()
+	events, err := who.Events(t.Context(), id)
+	refusal, ok := errors.AsType[*gatewayclient.GatewayError](err)
+	if want := why[:min(123, len(why))]; !ok || refusal.Code != 4001 || refusal.Message != want || len(events) > 0 {
+		t.Errorf("events are %+v, %v\nwant none, and 4001 %s", events, err, want)
+	}
+}
+
 func (s *stage) badManifests(t *testing.T) {
 	f := file(t, simple(map[string]string{"web": page(program)}))
 	good := f.Manifest()
 	id := s.lease(t, s.me, f, good)
+	victim, changed := s.lease(t, s.me, f, good), s.lease(t, s.me, f, good)
 	// The other tenant has a deployment, and so is known to the chain.
 	foreign := s.lease(t, s.other, f, good)
 	closed := s.lease(t, s.me, f, good)
@@ -55,7 +82,7 @@ func (s *stage) badManifests(t *testing.T) {
 	other[0].Services = slices.Clone(good[0].Services)
 	other[0].Services[0].Env = []string{"COLOUR=red"}
 	hash := good.Hash()
-	otherHash := other.Hash()
+	wrongHash := fmt.Sprintf("manifest is not the one on chain: its hash is %x, that on chain %x; send the manifest of the newest deployment update", other.Hash(), hash)
 
 	t.Run("answers", func(t *testing.T) {
 		for _, tc := range []struct {
@@ -66,13 +93,13 @@ func (s *stage) badManifests(t *testing.T) {
 		}{
 			{
 				"the deployment of another tenant",
-				func(t *testing.T) error { return s.put(t, s.other, id, good.JSON()) },
-				404, fmt.Sprintf("no active lease: deployment %s/%d has none with this provider; create the lease first", foreign.Owner, id.DSeq),
+				func(t *testing.T) error { return s.put(t, s.other, victim, good.JSON()) },
+				404, fmt.Sprintf("no active lease: deployment %s/%d has none with this provider; create the lease first", foreign.Owner, victim.DSeq),
 			},
 			{
 				"another manifest than that of the deployment",
-				func(t *testing.T) error { return s.put(t, s.me, id, other.JSON()) },
-				422, fmt.Sprintf("manifest is not the one on chain: its hash is %x, that on chain %x; send the manifest of the newest deployment update", otherHash, hash),
+				func(t *testing.T) error { return s.put(t, s.me, changed, other.JSON()) },
+				422, wrongHash,
 			},
 			{
 				"a lease that is closed",
@@ -123,8 +150,15 @@ func (s *stage) badManifests(t *testing.T) {
 			})
 		}
 	})
-	s.told(t, s.me, ports, "ManifestRefused", "a manifest was refused: manifest is invalid: group \"home\": service \"web\": expose: ports 3000 and 3001")
-	s.wait(t, "the owner is told", func() bool { return strings.Contains(fmt.Sprint(s.Status().Trouble), "a manifest was refused: ") })
+	s.tells(t, s.me, ports, "ManifestRefused", "a manifest was refused: manifest is invalid: group \"home\": service \"web\": expose: ports 3000 and 3001")
+	s.tells(t, s.me, changed, "ManifestRefused", "a manifest was refused: "+wrongHash)
+	// Who has no lease gets the answer and nothing else, and nobody else hears of it.
+	const without = "no active lease: lease %s has no manifest; send the manifest first"
+	s.untold(t, s.me, victim, fmt.Sprintf(without, victim))
+	s.untold(t, s.other, foreign, fmt.Sprintf(without, foreign))
+	if text := fmt.Sprint(s.Status().Trouble); strings.Contains(text, "no active lease") {
+		t.Errorf("the owner is told what strangers send: %s", text)
+	}
 	for _, l := range s.Status().Leases {
 		if left := s.left(t, l.ID); len(left) > 0 {
 			t.Errorf("a refused manifest leaves %v", left)
@@ -144,7 +178,12 @@ func (s *stage) hostTaken(t *testing.T) {
 	holder := s.lease(t, s.other, f, f.Manifest())
 	s.accepted(t, s.other, holder, f.Manifest())
 	late := s.lease(t, s.me, f, f.Manifest())
-	refused(t, s.put(t, s.me, late, f.Manifest().JSON()), 422, `host name belongs to another: service "web": shop.example; choose another host name`)
+	const taken = `host name belongs to another: service "web": shop.example; choose another host name`
+	refused(t, s.put(t, s.me, late, f.Manifest().JSON()), 422, taken)
+	s.tells(t, s.me, late, "ManifestRefused", "a manifest was refused: "+taken)
+	if events, err := s.other.Events(t.Context(), holder); err != nil || strings.Contains(fmt.Sprint(events), "ManifestRefused") {
+		t.Errorf("who has the name is told %+v, %v", events, err)
+	}
 	if left := s.left(t, late); len(left) > 0 {
 		t.Errorf("a refused manifest leaves %v", left)
 	}
@@ -242,7 +281,15 @@ func (s *stage) registryAway(t *testing.T) {
 		}
 	}()
 	s.accepted(t, s.me, id, f.Manifest())
-	s.told(t, s.me, id, "RegistryDown", fmt.Sprintf("image %q could not be pulled: pull %s", here+"/croft/late:1", here))
+	image := here + "/croft/late:1"
+	s.tells(t, s.me, id, "RegistryDown", fmt.Sprintf("image %q could not be pulled: pull %s: ", image, image))
+	status, err := s.me.Status(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if service, why := s.service(t, status, "web"); service.Available != 0 || !strings.HasPrefix(why, "image "+image+" is not here: pull "+image+": ") {
+		t.Errorf("status is %+v, %q", service, why)
+	}
 	if err := s.w.Registry.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -272,6 +319,38 @@ func (s *stage) closedWhilePulling(t *testing.T) {
 		parts, err := os.ReadDir(filepath.Join(s.dir, "perm/containerd/io.containerd.content.v1.content/ingest"))
 		return err == nil && len(parts) > 0
 	})
+	var told []gatewayclient.Event
+	var last error
+	end := beside(t, func(ctx context.Context) {
+		last = s.me.With(ctx, id, func(g *gatewayclient.Gateway) error {
+			for e, err := range g.Events(ctx, id, gatewayclient.StreamConfig{Follow: true}) {
+				if err != nil {
+					return err
+				}
+				told = append(told, e)
+			}
+			return nil
+		})
+	})
+	status, err := s.me.Status(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if service, why := s.service(t, status, "web"); service.Available != 0 || service.Total != 1 || why != "web-1-0: its image is being pulled" {
+		t.Errorf("status is %+v, %q", service, why)
+	}
 	s.over(t, s.me, id)
 	s.empty(t) // what was fetched is gone too
+	_, err = s.me.Status(t.Context(), id)
+	refused(t, err, 404, fmt.Sprintf("lease %s does not run here", id))
+	refused(t, s.put(t, s.me, id, f.Manifest().JSON()), 404,
+		fmt.Sprintf("no active lease: deployment %s/%d has none with this provider; create the lease first", id.Owner, id.DSeq))
+	s.untold(t, s.me, id, fmt.Sprintf("lease %s does not run here", id))
+	end()
+	if n := len(told); n == 0 || told[n-1].Reason != "Killing" || told[n-1].Type != "Normal" || told[n-1].Note != "the lease is over: everything is stopped and removed" {
+		t.Errorf("who follows the events is told %+v, and then %v", told, last)
+	}
+	if text := fmt.Sprint(told); strings.Contains(text, "could not be pulled") {
+		t.Errorf("a pull that was broken off is told as one that failed: %s", text)
+	}
 }

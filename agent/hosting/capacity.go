@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"net/url"
 	"strconv"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -18,10 +19,9 @@ import (
 
 // What of the disk is not let.
 const (
-	reservePart = 5         // one part in so many of /perm is kept for OCI images and the box itself
-	reserveMin  = 4 << 30   // and at least so many bytes
-	lettingRest = 1 << 30   // bytes for what leases take on top of their volumes: file systems, logs
-	imagesRest  = 512 << 20 // bytes that a pull leaves free
+	reservePart = 5       // one part in so many of /perm is kept for OCI images and the box itself
+	reserveMin  = 4 << 30 // and at least so many bytes
+	lettingRest = 1 << 30 // bytes for what leases take on top of what they ordered: file systems, rounding
 )
 
 // reserveOf is how many bytes of a file system of so many are never promised.
@@ -35,17 +35,9 @@ func fileSystemSize(dir string) (int64, error) {
 	return int64(s.Blocks) * s.Bsize, nil
 }
 
-func fileSystemFree(dir string) (int64, error) {
-	var s unix.Statfs_t
-	if err := unix.Statfs(dir, &s); err != nil {
-		return 0, fmt.Errorf("measure %s: %w", dir, err)
-	}
-	return int64(s.Bavail) * s.Bsize, nil
-}
-
-// portsLet is how many external ports leases may have together: as many as one
-// box may want of a relay.
-const portsLet = 128
+// portsLet is how many external ports leases may have together: as many as a relay
+// gives one box if nobody told it otherwise.
+const portsLet = 64
 
 // measure sets anew what the box lets.
 func (p *parts) measure() error {
@@ -72,18 +64,49 @@ type lender struct{ p *parts }
 func (l lender) Lend(key lease.Key, bytes int64) bool { return l.p.provider.Lend(key, bytes) }
 
 // images are the sandbox's, within what the disk has left: lease disks are
-// sparse, and what was promised to them is not for OCI images.
+// sparse, and what was promised to them is not for OCI images. Each has a loan of
+// room while it is fetched.
 type images struct{ p *parts }
 
+const (
+	// pullTurn ends a pull that holds room for so long: others may wait for it,
+	// and the next attempt goes on where it was.
+	pullTurn = 15 * time.Minute
+	// pullOver is how many bytes more than its limit an image has taken before the
+	// sandbox sees it.
+	pullOver = 512 << 20
+)
+
+// Pull implements workload.Images. While it is fetched an image takes its limit
+// twice, compressed and unpacked.
 func (i images) Pull(ctx context.Context, key lease.Key, image string, credentials *sdl.Credentials, limit int64, progress func(done, total int64)) (string, error) {
-	room, err := i.p.imageRoom()
+	granted, giveBack, err := i.p.disks.Borrow(ctx, key, 2*limit+pullOver, i.p.promised)
+	if croft.KindOf(err) == croft.KindNoSpace {
+		return "", &tooFull{}
+	}
 	if err != nil {
+		return "", err
+	}
+	defer giveBack()
+	if limit = min(limit, (granted-pullOver)/2); limit <= 0 {
+		return "", &tooFull{}
+	}
+	if err := i.p.measure(); err != nil { // no bid counts on what is lent
 		return "", err
 	}
 	if err := i.p.guardFetching(ctx); err != nil {
 		return "", err
 	}
-	return i.p.sandbox.Pull(ctx, key, image, credentials, min(limit, room), progress)
+	ctx, cancel := context.WithTimeout(ctx, pullTurn)
+	defer cancel()
+	return i.p.sandbox.Pull(ctx, key, image, credentials, limit, progress)
+}
+
+// promised is how many bytes of disk all bids and leases were promised, whether
+// their disks are made or not.
+func (p *parts) promised() int64 {
+	s := p.provider.Status()
+	return s.Reserved.Plus(s.Leased).Storage + lettingRest
 }
 
 func (i images) Release(ctx context.Context, key lease.Key, keep ...string) error {
@@ -130,31 +153,6 @@ func addressesOf(ctx context.Context, mirror string) []netip.AddrPort {
 		list = append(list, netip.AddrPortFrom(a.Unmap(), port))
 	}
 	return list
-}
-
-// imageRoom is how large an OCI image may be: compressed and unpacked it lies on
-// /perm for a while.
-func (p *parts) imageRoom() (int64, error) {
-	free, err := fileSystemFree(p.cfg.Dir)
-	if err != nil {
-		return 0, err
-	}
-	disks, err := p.disks.Disks()
-	if err != nil {
-		return 0, err
-	}
-	for _, d := range disks {
-		used, total, err := p.disks.Usage(d.Lease)
-		if err != nil {
-			continue // lost or half removed: it takes no more
-		}
-		free -= total - used
-	}
-	room := (free - imagesRest) / 2
-	if room <= 0 {
-		return 0, &tooFull{}
-	}
-	return room, nil
 }
 
 // tooFull says that no OCI image can be fetched now.

@@ -43,7 +43,6 @@ import (
 	"github.com/croft-cloud/croft/agent/lease"
 	"github.com/croft-cloud/croft/agent/leasedisk"
 	"github.com/croft-cloud/croft/agent/network"
-	"github.com/croft-cloud/croft/agent/offer"
 	"github.com/croft-cloud/croft/provisioning/joinfile"
 	"github.com/croft-cloud/croft/relay"
 )
@@ -66,7 +65,6 @@ type Config struct {
 	UserIDs    uint32 // first of 65,536 ids for what runs in sandboxes; default 0: they are not mapped
 	Fetcher    string // folder of containerd's cgroup, which may fetch from public addresses and mirrors only; default: not limited
 
-	Policy offer.Policy                                   // default [offer.DefaultPolicy]
 	Shape  network.Options                                // of each replica; default 250 Mbit/s down, 50 up
 	Repair func(ctx context.Context, device string) error // of a damaged file system; nil: the disk is lost
 
@@ -111,9 +109,6 @@ func New(cfg Config) (*Hosting, error) {
 	cfg.Rotlog = cmp.Or(cfg.Rotlog, "/user/croft-rotlog")
 	cfg.Shape.Down = cmp.Or(cfg.Shape.Down, 250_000_000)
 	cfg.Shape.Up = cmp.Or(cfg.Shape.Up, 50_000_000)
-	if cfg.Policy.Worth == nil {
-		cfg.Policy = offer.DefaultPolicy()
-	}
 	if cfg.Ready == nil {
 		cfg.Ready = func() string { return "" }
 	}
@@ -190,6 +185,7 @@ type Status struct {
 	Machine inventory.Machine
 	Bidding bidding.Status
 	Leases  []bidding.Lease // that run
+	Uses    []Use           // what they used when that was measured last, a quarter of a minute ago or less
 	Trouble []lease.Event   // bad news of running leases, newest first
 	Relays  []relay.RelayState
 	Domain  string // hosts of workloads end in "." and this
@@ -204,7 +200,7 @@ func (h *Hosting) Status() Status {
 		return s
 	}
 	s.Machine, s.Bidding, s.Sick = p.machine, p.provider.Status(), p.ready()
-	s.Leases, s.Trouble = p.provider.Leases(), *p.trouble.Load()
+	s.Leases, s.Uses, s.Trouble = p.provider.Leases(), *p.uses.Load(), *p.trouble.Load()
 	s.Relays, _ = p.relay.States()
 	return s
 }
@@ -220,8 +216,9 @@ func (h *Hosting) Check(ctx context.Context) error {
 	return err
 }
 
-// Drain lets no new leases in, until it is called with false. Running leases go
-// on.
+// Drain lets no new leases in, until it is called with false, also after a
+// restart. Running leases go on. Nothing on the box calls it yet: the owner page
+// knows nobody, so it has no switches; the fleet's owner will have one (planned).
 func (h *Hosting) Drain(ctx context.Context, on bool) error {
 	p, fault := h.open()
 	if p == nil {

@@ -173,6 +173,9 @@ func (p *parts) sweepNow(ctx context.Context) error {
 	if err := p.workloads.Sweep(ctx, active); err != nil {
 		return err
 	}
+	if len(p.workloads.Held()) == 0 || p.full.Load() {
+		p.ingress.Tidy()
+	}
 	for _, id := range p.workloads.Held() { // those that are being closed still use their images
 		keys = append(keys, lease.KeyOf(id))
 	}

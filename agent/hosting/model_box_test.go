@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/croft-cloud/croft"
+	"github.com/croft-cloud/croft/agent/ingress"
 	"github.com/croft-cloud/croft/agent/journal"
 	"github.com/croft-cloud/croft/agent/lease"
 	"github.com/croft-cloud/croft/agent/leasedisk"
@@ -160,7 +161,19 @@ type (
 	modelWires   struct{ *life }
 	modelDisks   struct{ *life }
 	modelRelay   struct{ *life }
+	modelIngress struct{ *life }
 )
+
+func (modelIngress) Run(ctx context.Context) error            { <-ctx.Done(); return nil }
+func (modelIngress) Set(ingress.Routes) error                 { return nil }
+func (modelIngress) Handle(ingress.Stream) error              { return errors.New("the model has no users") }
+func (modelIngress) Counters() map[lease.Key]ingress.Counters { return nil }
+
+func (i modelIngress) Tidy() {
+	i.m.mu.Lock()
+	defer i.m.mu.Unlock()
+	i.m.tidied++
+}
 
 // The journal is written with locks held: it takes no time.
 
@@ -193,6 +206,13 @@ func (c modelCells) Close() error                  { return nil }
 
 func (c modelCells) Exec(context.Context, lease.ReplicaID, []string, bool, io.Reader, io.Writer, io.Writer, <-chan [2]uint16) (int, error) {
 	return 0, errors.New("the model has no shell")
+}
+
+// modelUse is what each container of the model uses, always.
+var modelUse = lease.Usage{CPU: 3 * time.Second, Memory: 5 << 20}
+
+func (c modelCells) Usage(context.Context, lease.ReplicaID) (lease.Usage, error) {
+	return modelUse, nil
 }
 
 func (c modelCells) Start(ctx context.Context, spec lease.Container) error {
@@ -319,6 +339,9 @@ func (c modelCells) Collect(ctx context.Context, keep []lease.Key) error {
 func (w modelWires) Run(ctx context.Context) error                      { <-ctx.Done(); return nil }
 func (w modelWires) SetAllowed(context.Context, []netip.AddrPort) error { return nil }
 func (w modelWires) GuardFetchers(context.Context) error                { return nil }
+
+func (w modelWires) Counters(lease.Key) (in, out uint64) { return 7, 9 }
+func (w modelWires) Denied(lease.Key) network.Denied     { return network.Denied{Mail: 2, Box: 1} }
 
 func (w modelWires) Replicas() []lease.ReplicaID {
 	w.m.mu.Lock()
@@ -456,8 +479,11 @@ func (d modelDisks) used(key lease.Key) bool {
 }
 
 func (d modelDisks) Disks() ([]leasedisk.Disk, error)           { return nil, nil }
-func (d modelDisks) Usage(lease.Key) (used, all int64, _ error) { return 0, 0, nil }
-func (d modelDisks) Room() (int64, error)                       { return modelRoom.Storage, nil }
+func (d modelDisks) Usage(lease.Key) (used, all int64, _ error) { return 11, 20, nil }
+func (d modelDisks) Room() (int64, error)                       { return modelRoom.Storage + lettingRest, nil }
+func (d modelDisks) Borrow(_ context.Context, _ lease.Key, bytes int64, _ func() int64) (int64, func(), error) {
+	return bytes, func() {}, nil
+}
 
 func (r modelRelay) Run(ctx context.Context) error   { <-ctx.Done(); return nil }
 func (r modelRelay) Set([]string, []wire.Port) error { return nil }

@@ -537,6 +537,11 @@ func (n modelNode) Watch(ctx context.Context, from int64) iter.Seq2[client.Block
 
 // Send keeps client.Send's promises, with Once.
 func (n modelNode) Send(ctx context.Context, _ account.Signer, tx client.Tx) (client.Result, error) {
+	n.m.mu.Lock()
+	if tx.FeeGranter != n.m.granter {
+		n.m.never("the fee is paid by %q, want %q", tx.FeeGranter, n.m.granter)
+	}
+	n.m.mu.Unlock()
 	m := n.m
 	if err := n.takes(ctx, "estimate", 500*time.Millisecond); err != nil {
 		return client.Result{}, err

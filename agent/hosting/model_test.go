@@ -63,10 +63,16 @@ type model struct {
 	crashes   int
 	starts    int
 	lost      int
+	tidied    int             // times that certificates of hosts that are gone were removed
+	tunnels   tunnels         // nil: the model's
+	granter   account.Address // of all fees; empty: the box pays them
 }
 
-// modelRoom is what the model's box lets: two or three of the apps.
-var modelRoom = offer.Room{CPU: 3000, Memory: 2500 << 20, Storage: 16 << 30, Ports: 64}
+// modelMachine lets modelRoom: two or three of the apps.
+var (
+	modelMachine = inventory.Machine{CPU: inventory.CPU{Threads: 4}, Memory: inventory.Memory{Bytes: 3640 << 20}}
+	modelRoom    = offer.Room{CPU: modelMachine.Capacity().CPU, Memory: modelMachine.Capacity().Memory, Storage: 16 << 30, Ports: portsLet}
+)
 
 const (
 	modelRival    = account.Address("akash1qqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqq7cdc78")
@@ -266,8 +272,8 @@ func (m *model) live(t *testing.T) {
 // outside.
 func (l *life) open(ctx context.Context) error {
 	p := &parts{cfg: Config{
-		Network: &joinfile.Network{Chain: joinfile.Chain{ID: "croft-test"}, Relays: []joinfile.Relay{{Name: "relay.example"}}},
-		Device:  "box", Journal: modelJournal{l}, Dir: l.m.dir, Policy: offer.DefaultPolicy(), Log: l.m.log,
+		Network: &joinfile.Network{Chain: joinfile.Chain{ID: "croft-test", FeeGranter: string(l.m.granter)}, Relays: []joinfile.Relay{{Name: "relay.example"}}},
+		Device:  "box", Journal: modelJournal{l}, Dir: l.m.dir, Log: l.m.log,
 		Ready: func() string {
 			l.m.mu.Lock()
 			defer l.m.mu.Unlock()
@@ -279,8 +285,12 @@ func (l *life) open(ctx context.Context) error {
 		pace: pace{BidTimeout: 90 * time.Second, ManifestTimeout: manifestWait, ReconcileEvery: time.Minute},
 	}}
 	p.class = inventory.Beta2
+	p.machine = modelMachine
 	p.room.Store(&modelRoom)
-	p.chain, p.network, p.disks, p.sandbox, p.relay = modelNode{l}, modelWires{l}, modelDisks{l}, modelCells{l}, modelRelay{l}
+	p.chain, p.network, p.disks, p.sandbox, p.ingress, p.relay = modelNode{l}, modelWires{l}, modelDisks{l}, modelCells{l}, modelIngress{l}, modelRelay{l}
+	if l.m.tunnels != nil {
+		p.relay = l.m.tunnels
+	}
 	l.p = p
 	if err := p.openWorkloads(ctx); err != nil {
 		return err

@@ -28,9 +28,11 @@ import (
 	"github.com/croft-cloud/croft/agent/offer"
 	"github.com/croft-cloud/croft/agent/sandbox"
 	"github.com/croft-cloud/croft/agent/workload"
+	"github.com/croft-cloud/croft/chain/account"
 	"github.com/croft-cloud/croft/chain/akash"
 	"github.com/croft-cloud/croft/chain/client"
 	"github.com/croft-cloud/croft/internal/atomicfile"
+	"github.com/croft-cloud/croft/provisioning/joinfile"
 	"github.com/croft-cloud/croft/relay"
 	"github.com/croft-cloud/croft/relay/wire"
 )
@@ -48,16 +50,20 @@ type parts struct {
 	workloads *workload.Workloads
 	provider  *bidding.Provider
 	gateway   *gateway.Gateway
-	ingress   *ingress.Ingress
+	ingress   entrance
 	relay     tunnels
 
 	rest, grpc *doorway // of the gateway
 	doors      doors
 	refusals   refusals
+	reach      reach
+	worked     worked
 
+	full    atomic.Bool                   // the ingress has had the hosts of all leases
 	room    atomic.Pointer[offer.Room]    // what the box lets
 	sick    atomic.Pointer[string]        // why it takes no new lease
 	trouble atomic.Pointer[[]lease.Event] // bad news of running leases, newest first
+	uses    atomic.Pointer[[]Use]         // what running leases used when that was measured last
 }
 
 // domain is that of the box: hosts of its workloads end in it.
@@ -77,6 +83,7 @@ func (c Config) hostURI() string {
 func open(ctx context.Context, cfg Config) (p *parts, err error) {
 	p = &parts{cfg: cfg, rest: newDoorway(), grpc: newDoorway()}
 	p.trouble.Store(new([]lease.Event))
+	p.uses.Store(new([]Use))
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, p.close())
@@ -166,6 +173,7 @@ type disks interface {
 	Disks() ([]leasedisk.Disk, error)
 	Usage(key lease.Key) (used, total int64, err error)
 	Room() (int64, error)
+	Borrow(ctx context.Context, key lease.Key, bytes int64, promised func() int64) (granted int64, giveBack func(), err error)
 }
 
 func (p *parts) openDisks(context.Context) (err error) {
@@ -252,23 +260,21 @@ func (p *parts) openProvider(context.Context) error {
 	if err != nil {
 		return err
 	}
-	policy := p.cfg.Policy
-	if worth := p.cfg.Network.Chain.Worth; len(worth) > 0 {
-		policy.Worth = map[string]offer.Money{}
-		for denom, money := range worth {
-			policy.Worth[denom] = offer.Money(money)
-		}
-	}
 	cfg := bidding.Config{
 		Chain: p.chain, Signer: key, Journal: p.cfg.Journal, Secrets: secrets, Leases: p,
 		HostURI: p.cfg.hostURI(), Hosts: []string{p.cfg.gatewayHost(), "mtls." + p.cfg.gatewayHost()},
-		Attributes: p.attributes, Capacity: func() offer.Room { return *p.room.Load() }, Policy: policy,
+		Attributes: p.attributes, Capacity: func() offer.Room { return *p.room.Load() }, Policy: policyOf(p.cfg.Network, p.machine),
 		Ready: p.ready, Reachable: p.reachable, Log: p.cfg.Log,
 		HasManifest: func(id akash.LeaseID) bool {
 			_, err := p.workloads.Manifest(id)
 			return err == nil
 		},
 		BidTimeout: p.cfg.pace.BidTimeout, ManifestTimeout: p.cfg.pace.ManifestTimeout, ReconcileEvery: p.cfg.pace.ReconcileEvery,
+	}
+	if at := p.cfg.Network.Chain.FeeGranter; at != "" {
+		if cfg.FeeGranter, err = account.ParseAddress(at); err != nil {
+			return fmt.Errorf("read who pays the fees: %w", err)
+		}
 	}
 	if at := p.cfg.Network.Chain.Faucet; at != "" {
 		u, err := url.Parse(at)
@@ -298,10 +304,11 @@ func (p *parts) attributes() []bidding.Attribute {
 }
 
 func (p *parts) openWays(context.Context) (err error) {
-	p.ingress, err = ingress.New(ingress.Config{Dir: filepath.Join(p.cfg.Dir, "ingress"), Log: p.cfg.Log})
+	in, err := ingress.New(ingress.Config{Dir: filepath.Join(p.cfg.Dir, "ingress"), ACME: authorityOf(p.cfg.Network), Log: p.cfg.Log})
 	if err != nil {
 		return err
 	}
+	p.ingress = in
 	p.gateway, err = gateway.New(gateway.Config{
 		Provider: p.provider.Account(), Host: p.cfg.gatewayHost(), REST: p.rest, GRPC: p.grpc,
 		Chain: p.chain, Certificates: certificates{p.provider},
@@ -335,6 +342,14 @@ func (p *parts) openWays(context.Context) (err error) {
 		p.relay = c
 	}
 	return err
+}
+
+// authorityOf is who gives the certificates of tenants' hosts; nil: nobody.
+func authorityOf(n *joinfile.Network) *ingress.ACME {
+	if n.ACME == nil {
+		return nil
+	}
+	return &ingress.ACME{Directory: n.ACME.Directory, Email: n.ACME.Email}
 }
 
 // certificates are what the gateway shows.
@@ -399,6 +414,9 @@ func (p *parts) watch(ctx context.Context) error {
 		}
 		p.sick.Store(&why)
 		p.collectTrouble(ctx)
+		if why == "" {
+			p.collectUses(ctx)
+		}
 		if why != "" {
 			next.Reset(sickEvery) // often the runtime is starting
 		} else {
@@ -412,6 +430,17 @@ const (
 	sickEvery  = time.Second
 )
 
+// collectUses measures what leases use, for the owner.
+func (p *parts) collectUses(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, watchEvery)
+	defer cancel()
+	uses, err := p.use(ctx)
+	if err != nil {
+		p.cfg.Log.Debug("what leases use was not measured in full", "err", err)
+	}
+	p.uses.Store(&uses)
+}
+
 // collectTrouble looks for bad news of the leases that run.
 func (p *parts) collectTrouble(ctx context.Context) {
 	found := []lease.Event{}
@@ -421,6 +450,7 @@ func (p *parts) collectTrouble(ctx context.Context) {
 		if e, ok := p.refusals.of(l.ID); ok {
 			found = append(found, e)
 		}
+		found = append(found, p.reach.trouble(l.ID)...)
 		events, err := p.workloads.Events(ctx, l.ID, 0, false)
 		if err != nil {
 			continue // its manifest has not come yet

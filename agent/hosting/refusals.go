@@ -1,6 +1,7 @@
 package hosting
 
 import (
+	"context"
 	"maps"
 	"slices"
 	"strings"
@@ -8,13 +9,28 @@ import (
 	"time"
 
 	"github.com/croft-cloud/croft"
+	"github.com/croft-cloud/croft/agent/bidding"
 	"github.com/croft-cloud/croft/agent/lease"
 	"github.com/croft-cloud/croft/chain/akash"
 )
 
+// Expect implements gateway.Manifests. A lease that is known is not looked up on
+// the chain: Accept does.
+func (b backend) Expect(ctx context.Context, id akash.DeploymentID) error {
+	if slices.ContainsFunc(b.p.provider.Leases(), func(l bidding.Lease) bool { return l.ID.DeploymentID == id }) {
+		return nil
+	}
+	return b.p.workloads.Expect(ctx, id.Owner, id.DSeq)
+}
+
 // refusals is the last manifest of each lease that was not taken, for tenant and
-// owner: a workload that has its own diary comes with the first that is. They are
-// in memory only. The zero value is ready.
+// owner: a workload that has its own diary comes with the first that is. The zero
+// value is ready.
+//
+// They are in memory only and gone with the agent. The tenant had the sentence in
+// the answer, nothing acts upon it, and the same manifest sent again brings it back;
+// in the journal each manifest that a tenant gets wrong, some twenty a second,
+// would be a write to the box's flash.
 type refusals struct {
 	mu   sync.Mutex
 	last map[akash.LeaseID]lease.Event // guarded by mu

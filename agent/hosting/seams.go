@@ -7,6 +7,7 @@ import (
 
 	"github.com/croft-cloud/croft/agent/bidding"
 	"github.com/croft-cloud/croft/agent/gateway"
+	"github.com/croft-cloud/croft/agent/ingress"
 	"github.com/croft-cloud/croft/agent/journal"
 	"github.com/croft-cloud/croft/agent/lease"
 	"github.com/croft-cloud/croft/agent/network"
@@ -39,6 +40,7 @@ type (
 		Pull(ctx context.Context, key lease.Key, image string, credentials *sdl.Credentials, limit int64, progress func(done, total int64)) (string, error)
 		Release(ctx context.Context, key lease.Key, keep ...string) error
 		Collect(ctx context.Context, keep []lease.Key) error
+		Usage(ctx context.Context, replica lease.ReplicaID) (lease.Usage, error)
 		Exec(ctx context.Context, replica lease.ReplicaID, argv []string, tty bool, stdin io.Reader, stdout, stderr io.Writer, resize <-chan [2]uint16) (int, error)
 		Close() error
 	}
@@ -52,8 +54,19 @@ type (
 		SetLease(ctx context.Context, key lease.Key, l network.Lease) error
 		Forget(ctx context.Context, key lease.Key) error
 		Replicas() []lease.ReplicaID
+		Counters(key lease.Key) (in, out uint64)
+		Denied(key lease.Key) network.Denied
 		SetAllowed(ctx context.Context, list []netip.AddrPort) error
 		GuardFetchers(ctx context.Context) error
+	}
+
+	// entrance is where users come in: agent/ingress.
+	entrance interface {
+		Run(context.Context) error
+		Set(ingress.Routes) error
+		Handle(ingress.Stream) error
+		Tidy()
+		Counters() map[lease.Key]ingress.Counters
 	}
 
 	// tunnels lead to the relays: relay.Client.

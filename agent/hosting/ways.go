@@ -201,27 +201,39 @@ type relayAddr struct{}
 func (relayAddr) Network() string { return "relay" }
 func (relayAddr) String() string  { return "relay" }
 
-// route keeps ingress and relay in step with what runs.
+// route keeps ingress and relay in step with what runs, and tells what relays
+// do not lead here.
 func (p *parts) route(ctx context.Context) error {
 	var hosts []string
 	var ports []wire.Port
+	var known <-chan struct{} // of the table that is in force
 	for {
 		table, changed := p.workloads.Routes()
-		routes := p.doors.open(table)
-		if err := p.ingress.Set(routes); err != nil {
-			p.cfg.Log.Warn("a way to a lease is closed", "err", err)
-		}
-		newHosts, newPorts := wanted(table, p.cfg.domain())
-		if !slices.Equal(newHosts, hosts) || !slices.Equal(newPorts, ports) {
-			hosts, ports = newHosts, newPorts
-			if err := p.relay.Set(hosts, ports); err != nil {
-				p.cfg.Log.Warn("relays were not told what is wanted", "err", err)
+		if changed != known {
+			known = changed
+			if err := p.ingress.Set(p.doors.open(table)); err != nil {
+				p.cfg.Log.Warn("a way to a lease is closed", "err", err)
 			}
+			if len(table.Hosts)+len(table.Ports) > 0 { // workload's first table is empty, the next has all that is held
+				p.full.Store(true)
+			}
+			newHosts, newPorts := wanted(table, p.cfg.domain())
+			if !slices.Equal(newHosts, hosts) || !slices.Equal(newPorts, ports) {
+				hosts, ports = newHosts, newPorts
+				if err := p.relay.Set(hosts, ports); err != nil {
+					p.cfg.Log.Warn("relays were not told what is wanted", "err", err)
+				}
+			}
+		}
+		states, moved := p.relay.States()
+		for _, n := range p.reach.look(table, p.cfg.domain(), states) {
+			p.cfg.Log.Info("what relays lead to a service has changed", "lease", n.lease.String(), "service", n.service, "now", n.event.Note)
 		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-changed:
+		case <-moved:
 		}
 	}
 }
@@ -230,7 +242,7 @@ func (p *parts) route(ctx context.Context) error {
 // port for each port of a service. More than a relay gives one box are left out.
 func wanted(table blueprint.Table, domain string) (hosts []string, ports []wire.Port) {
 	for _, h := range table.Hosts {
-		if h.Name != domain && !strings.HasSuffix(h.Name, "."+domain) && len(hosts) < wire.MaxNames {
+		if isCustom(h.Name, domain) && len(hosts) < wire.MaxNames {
 			hosts = append(hosts, h.Name)
 		}
 	}
@@ -240,6 +252,11 @@ func wanted(table blueprint.Table, domain string) (hosts []string, ports []wire.
 		}
 	}
 	return hosts, ports
+}
+
+// isCustom reports a host that is not the box's anyway.
+func isCustom(host, domain string) bool {
+	return host != domain && !strings.HasSuffix(host, "."+domain)
 }
 
 // wirePort names a port of a service to relays. The name lasts as long as the

@@ -215,6 +215,9 @@ func (f folders) List(context.Context) ([]lease.Key, error) {
 func (f folders) Disks() ([]leasedisk.Disk, error)      { return nil, nil }
 func (f folders) Usage(lease.Key) (int64, int64, error) { return 0, 0, nil }
 func (f folders) Room() (int64, error)                  { return 20 << 30, nil }
+func (f folders) Borrow(_ context.Context, _ lease.Key, bytes int64, _ func() int64) (int64, func(), error) {
+	return bytes, func() {}, nil
+}
 
 // newBox starts a box that joins the world.
 func newBox(t *testing.T, w *outside.World) *box {

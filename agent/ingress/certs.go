@@ -53,10 +53,11 @@ const (
 
 // certificates finds the certificate of a host.
 type certificates struct {
-	dir   string
-	known func(host string) bool
-	log   *slog.Logger
-	acme  *autocert.Manager // nil: no authority
+	dir       string // of self-signed ones
+	authority string // folder of those that an authority gave; may be missing
+	known     func(host string) bool
+	log       *slog.Logger
+	acme      *autocert.Manager // nil: no authority
 
 	mu   sync.Mutex
 	self map[string]*tls.Certificate // self-signed ones by host; guarded by mu
@@ -87,7 +88,7 @@ func newCertificates(cfg Config, known func(string) bool) (*certificates, error)
 	if err := atomicfile.MkdirAll(dir, onlyOwnerDir); err != nil {
 		return nil, fmt.Errorf("make folder for certificates: %w", err)
 	}
-	c := &certificates{dir: dir, known: known, log: cfg.Log, self: map[string]*tls.Certificate{}, orders: make(chan string, maxOrders), stopped: make(chan struct{}), asked: map[string]*order{}}
+	c := &certificates{dir: dir, authority: filepath.Join(cfg.Dir, "acme"), known: known, log: cfg.Log, self: map[string]*tls.Certificate{}, orders: make(chan string, maxOrders), stopped: make(chan struct{}), asked: map[string]*order{}}
 	if err := c.load(); err != nil {
 		return nil, err
 	}
@@ -103,13 +104,12 @@ func newCertificates(cfg Config, known func(string) bool) (*certificates, error)
 		base = http.DefaultTransport
 	}
 	client.Transport = &stoppable{base: base, stopped: c.stopped}
-	cache := filepath.Join(cfg.Dir, "acme")
-	if err := atomicfile.MkdirAll(cache, onlyOwnerDir); err != nil {
+	if err := atomicfile.MkdirAll(c.authority, onlyOwnerDir); err != nil {
 		return nil, fmt.Errorf("make folder for certificates: %w", err)
 	}
 	c.acme = &autocert.Manager{
 		Prompt: autocert.AcceptTOS,
-		Cache:  autocert.DirCache(cache), // writes with mode 0600
+		Cache:  autocert.DirCache(c.authority), // writes with mode 0600
 		HostPolicy: func(_ context.Context, host string) error {
 			if !known(host) {
 				return errors.New("host is not served here")
@@ -151,18 +151,39 @@ func usable(c *tls.Certificate, host string, now time.Time) bool {
 	return c.Leaf != nil && c.Leaf.VerifyHostname(host) == nil && !now.Before(c.Leaf.NotBefore) && now.Before(c.Leaf.NotAfter.Add(-selfRenew))
 }
 
-// forget removes a host's certificate: it left the table.
-func (c *certificates) forget(host string) {
+// forget removes all certificates of hosts that are not known, and their keys.
+func (c *certificates) forget() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.self[host] == nil {
-		return
+	for host := range c.self {
+		if host != defaultHost && !c.known(host) {
+			delete(c.self, host)
+			c.remove(c.file(host))
+		}
 	}
-	delete(c.self, host)
-	if err := os.Remove(c.file(host)); err != nil && !errors.Is(err, os.ErrNotExist) {
-		c.log.Warn("certificate not removed", "host", host, "error", err)
+	left, err := os.ReadDir(c.authority)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		c.log.Warn("certificates not listed", "error", err)
+	}
+	for _, entry := range left {
+		host, kind, _ := strings.Cut(entry.Name(), "+") // as autocert names them
+		if host != acmeAccount && kind != acmeAnswer && !c.known(host) {
+			c.remove(filepath.Join(c.authority, entry.Name()))
+		}
 	}
 }
+
+func (c *certificates) remove(file string) {
+	if err := os.Remove(file); err != nil && !errors.Is(err, os.ErrNotExist) {
+		c.log.Warn("certificate not removed", "file", filepath.Base(file), "error", err)
+	}
+}
+
+// What autocert keeps beside certificates.
+const (
+	acmeAccount = "acme_account"
+	acmeAnswer  = "http-01" // to a question of the authority; it goes by itself
+)
 
 func (c *certificates) file(host string) string { return filepath.Join(c.dir, host+".pem") }
 

@@ -33,6 +33,7 @@
 // # What survives what
 //
 //   - Crash or power cut: certificates survive; the table is the caller's to set.
+//     Those of hosts that left meanwhile go with [Ingress.Tidy].
 //   - Full disk: certificates are in memory only, and new after a restart.
 //   - Wrong clock: self-signed certificates follow it; ACME waits.
 //   - Dead relay or network: connections end; the next are served as before.
@@ -243,13 +244,15 @@ func (i *Ingress) Set(routes Routes) error {
 		}
 	}
 	i.table.Store(next)
+	left := false
 	for host, s := range old.hosts {
 		if now := next.hosts[host]; now == nil || now.transport != s.transport {
 			s.transport.CloseIdleConnections()
 		}
-		if next.hosts[host] == nil {
-			i.certs.forget(host)
-		}
+		left = left || next.hosts[host] == nil
+	}
+	if left {
+		i.certs.forget()
 	}
 	for key, t := range i.tenants {
 		if keep[key] != t {
@@ -258,6 +261,15 @@ func (i *Ingress) Set(routes Routes) error {
 	}
 	i.tenants = keep
 	return errors.Join(append(problems, i.bindLocked(next))...)
+}
+
+// Tidy removes what is left of hosts that are not in the table: of those that
+// left it while the box was off. It is for the first table after a start that
+// has every host.
+func (i *Ingress) Tidy() {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.certs.forget()
 }
 
 // bindLocked opens and closes ports.

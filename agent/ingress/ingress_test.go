@@ -15,6 +15,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -776,6 +777,37 @@ func TestSelfSignedCertificates(t *testing.T) {
 		t.Errorf("the certificate of a host that left stays: %v", err)
 	}
 	again.stop()
+
+	// A host whose lease ended while the box was off leaves nothing either.
+	folder := filepath.Join(dir, "acme")
+	if err := os.MkdirAll(folder, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	kept := []string{"acme_account+key", "b.example", "b.example+rsa", "token+http-01"}
+	for _, name := range append([]string{"a.example", "a.example+rsa", "a.example+token"}, kept...) {
+		if err := os.WriteFile(filepath.Join(folder, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before := start(t, func(c *ingress.Config) { c.Dir = dir })
+	before.set(routes)
+	before.shown("a.example")
+	before.shown("other.example") // the certificate of those that are not served stays
+	before.stop()
+	after := start(t, func(c *ingress.Config) { c.Dir = dir })
+	after.set(ingress.Routes{HTTP: []ingress.HTTPRoute{{Lease: lease1, Host: "b.example"}}})
+	b := after.shown("b.example")
+	after.Tidy()
+	if left := namesIn(t, folder); !slices.Equal(left, kept) {
+		t.Errorf("of the authority's there is left %q, want %q", left, kept)
+	}
+	if left := namesIn(t, filepath.Dir(file)); !slices.Equal(left, []string{"b.example.pem", "unknown.croft.box.pem"}) {
+		t.Errorf("of the box's own there is left %q", left)
+	}
+	if !after.shown("b.example").Equal(b) {
+		t.Error("a host that is in the table lost its certificate")
+	}
+	after.stop()
 	if err := os.WriteFile(file, []byte("broken"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -784,6 +816,19 @@ func TestSelfSignedCertificates(t *testing.T) {
 	if third.shown("a.example").Equal(first) {
 		t.Error("a broken file gave a certificate")
 	}
+}
+
+// namesIn lists a folder, sorted.
+func namesIn(t *testing.T, folder string) (names []string) {
+	t.Helper()
+	entries, err := os.ReadDir(folder)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names
 }
 
 func TestHostileRequests(t *testing.T) {

@@ -22,8 +22,9 @@ import (
 type fake struct {
 	linux   // what only looks at files
 	content string
-	room    int64
-	denied  bool // no CAP_SYS_RESOURCE
+	room    int64 // bytes that are free
+	others  int64 // bytes that are taken by what is no disk
+	denied  bool  // no CAP_SYS_RESOURCE
 	noCrypt bool
 	damaged bool // the kernel met damage on the mounted disks
 
@@ -58,7 +59,15 @@ func (f *fake) check() error {
 	return nil
 }
 
-func (f *fake) free(string) (int64, error) { return f.room, nil }
+func (f *fake) space(dir string) (free, used int64, err error) {
+	used = f.others
+	images, err := filepath.Glob(filepath.Join(dir, "*", "disk.img"))
+	for _, image := range images {
+		_, allocated, _ := f.allocated(image)
+		used += allocated
+	}
+	return f.room, used, err
+}
 
 // Files without syncing them: the disk of a test machine is slow, and the
 // integration tests use the real ones.

@@ -87,12 +87,12 @@ func syncDir(dir string) error {
 	return nil
 }
 
-func (linux) free(dir string) (int64, error) {
+func (linux) space(dir string) (free, used int64, err error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(dir, &st); err != nil {
-		return 0, fmt.Errorf("measure %s: %w", dir, err)
+		return 0, 0, fmt.Errorf("measure %s: %w", dir, err)
 	}
-	return int64(st.Bavail) * st.Bsize, nil
+	return int64(st.Bavail) * st.Bsize, int64(st.Blocks-st.Bfree) * st.Bsize, nil
 }
 
 func (linux) allocated(path string) (size, allocated int64, err error) {

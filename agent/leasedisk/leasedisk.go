@@ -29,7 +29,10 @@
 //
 // A disk is refused with [croft.KindNoSpace] when the file system of DIR could
 // not hold all bytes of all disks and the reserve: no lease can eat what another
-// was promised. No disk is ever made or opened in clear unless [Config.Plaintext]
+// was promised. The reserve is for what else lies there; OCI images in it do not
+// make the room for disks smaller, those beyond it do. [Store.Borrow] lends room
+// to what is on its way there, so that it does not eat promises either; a loan
+// ends with the process. No disk is ever made or opened in clear unless [Config.Plaintext]
 // says so; a kernel without dm-crypt is an error of [New]. A disk of one kind is
 // not opened as the other.
 //
@@ -106,7 +109,7 @@ const (
 // fewer than the kernel has minor numbers.
 const maxDisks = 512
 
-// defaultReserve stays free on /perm for journal, spool, OCI images and updates.
+// defaultReserve is for journal, spool, OCI images and updates.
 const defaultReserve = 4 << 30
 
 // overheadShift bounds what ext4 below needs to remember where the blocks of an
@@ -121,7 +124,7 @@ type Config struct {
 	Dir      string // required; on /perm: images, keys and records
 	MountDir string // required; on a memory file system: where disks are mounted
 	Keeper   Keeper // required, but with Plaintext
-	Reserve  int64  // bytes that stay free in Dir's file system; default 4 GiB; negative: none
+	Reserve  int64  // bytes of Dir's file system that are not for disks; what else lies there counts, but an eighth stays free; default 4 GiB; negative: none
 
 	// Plaintext makes disks without encryption. It is for tests on kernels that
 	// lack dm-crypt; a box never sets it.
@@ -159,9 +162,15 @@ type Store struct {
 	sys system
 	log *slog.Logger
 
-	mu       sync.Mutex
-	busy     map[lease.Key]chan struct{} // guarded by mu; closed when the key is free again
-	promised map[lease.Key]int64         // guarded by mu; sizes granted by calls that are still at work
+	mu        sync.Mutex
+	busy      map[lease.Key]chan struct{} // guarded by mu; closed when the key is free again
+	promised  map[lease.Key]int64         // guarded by mu; sizes granted by calls that are still at work
+	lent      int64                       // guarded by mu; bytes of all loans
+	line      []*asker                    // guarded by mu; who waits for a loan, in the order in which they came
+	turn      int                         // guarded by mu; number of the last loan
+	turns     map[lease.Key]int           // guarded by mu; that of each lease's last one
+	borrowing map[lease.Key]bool          // guarded by mu; who has a loan
+	stirred   chan struct{}               // guarded by mu; closed, and made anew, when a loan ends or somebody leaves the line
 }
 
 // New checks that disks can be made here.
@@ -213,7 +222,7 @@ func newStore(cfg Config, sys system) (*Store, error) {
 	}
 	return &Store{
 		cfg: cfg, sys: sys, log: cfg.Log,
-		busy: map[lease.Key]chan struct{}{}, promised: map[lease.Key]int64{},
+		busy: map[lease.Key]chan struct{}{}, promised: map[lease.Key]int64{}, turns: map[lease.Key]int{}, borrowing: map[lease.Key]bool{}, stirred: make(chan struct{}),
 	}, nil
 }
 
@@ -569,6 +578,9 @@ func (s *Store) remove(ctx context.Context, key lease.Key) error {
 			return err
 		}
 	}
+	s.mu.Lock()
+	delete(s.turns, key)
+	s.mu.Unlock()
 	s.log.Info("lease disk removed", "lease", key)
 	return nil
 }
@@ -603,47 +615,6 @@ func (s *Store) Room() (int64, error) {
 		return 0, fmt.Errorf("measure room for lease disks: %w", err)
 	}
 	return room, nil
-}
-
-func (s *Store) roomLocked() (room int64, disks int, err error) {
-	free, err := s.sys.free(s.cfg.Dir)
-	if err != nil {
-		return 0, 0, err
-	}
-	room = free - s.cfg.Reserve
-	keys, err := s.keys()
-	if err != nil {
-		return 0, 0, err
-	}
-	for _, key := range keys {
-		if err := s.chargeLocked(key, &room); err != nil {
-			return 0, 0, err
-		}
-	}
-	for key := range s.promised {
-		if !slices.Contains(keys, key) {
-			if err := s.chargeLocked(key, &room); err != nil {
-				return 0, 0, err
-			}
-		}
-	}
-	room -= max(room, 0) >> overheadShift
-	return max(room/sizeStep*sizeStep, 0), len(keys), nil
-}
-
-// chargeLocked takes from room what the lease may still write.
-func (s *Store) chargeLocked(key lease.Key, room *int64) error {
-	size, allocated, err := s.sys.allocated(s.image(key))
-	if err != nil {
-		return err
-	}
-	d, err := s.look(key)
-	if err != nil {
-		return err
-	}
-	size = max(size, d.Size, s.promised[key]) // the image may be behind
-	*room -= max(0, size+size>>overheadShift-allocated)
-	return nil
 }
 
 // keys are the leases that have anything in Dir, in order.

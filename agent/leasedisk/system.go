@@ -16,12 +16,12 @@ type system interface {
 	// Files of the box. Each change is on the disk when the call returns.
 
 	write(path string, data []byte) error
-	mkdir(path string) error                // with its parents
-	extend(path string, size int64) error   // makes a sparse file, or lengthens it
-	erase(path string) error                // overwrites a file with noise
-	remove(path string) error               // a file
-	clear(dir string) error                 // removes a folder with all in it
-	free(dir string) (bytes int64, _ error) // in its file system
+	mkdir(path string) error                      // with its parents
+	extend(path string, size int64) error         // makes a sparse file, or lengthens it
+	erase(path string) error                      // overwrites a file with noise
+	remove(path string) error                     // a file
+	clear(dir string) error                       // removes a folder with all in it
+	space(dir string) (free, used int64, _ error) // bytes of its file system
 	// allocated measures a sparse file; an absent one has nothing.
 	allocated(path string) (size, allocated int64, _ error)
 

@@ -107,8 +107,8 @@ const (
 	defaultFlows  = 2048 // connections of a replica at once: conntrack holds 262,144 on a box of 4 GB
 	defaultNew    = 50   // new connections a second: a busy crawler; a scan of a /16 would take 20 minutes
 	defaultBurst  = 500
-	defaultGuard  = 56   // bits: what providers delegate to a household
-	deniedAlarm   = 200  // denied packets between two checks that are worth an event
+	defaultGuard  = 56  // bits: what providers delegate to a household
+	deniedAlarm   = 200 // denied packets between two checks that are worth an event
 	storeReplica  = "network/replica/"
 	storeLease    = "network/lease/"
 	storeBytes    = "network/bytes/"

@@ -15,12 +15,13 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/croft-cloud/croft/agent/lease"
+	"github.com/croft-cloud/croft/agent/offer"
 )
 
 const (
 	// SandboxMemory is what the enclosure needs for itself, on top of what the
 	// tenant's programs may use: without it a replica thrashes before it ends.
-	SandboxMemory = 64 << 20
+	SandboxMemory = offer.ReplicaMemory
 	// pidsMin and pidsDefault bound the host's threads of one replica, those of
 	// the enclosure among them: 64 were enough for 14 programs.
 	pidsMin, pidsDefault, pidsMax = 512, 2048, 32768

@@ -19,6 +19,8 @@
 //     all bounds is a refusal.
 //   - Prices are rounded up, never below the policy's or the cost of the power.
 //   - A refusal is a sentence that an owner understands.
+//   - Nothing is bid on that is too large for one lease: [MaxServices], [MaxReplicas],
+//     [MaxDisk].
 package offer
 
 import (
@@ -49,7 +51,7 @@ type Box struct {
 	Params     *marketv1beta5.Params // of the market
 	Capacity   Room
 	Used       Room  // reserved and leased
-	Overhead   int64 // bytes of memory that each replica needs on top of its own
+	Overhead   int64 // bytes of memory that each replica needs on top of its own; see [ReplicaMemory]
 	Policy     Policy
 	Blocks     int64            // that the chain makes in a month
 	Funds      map[string]int64 // what can be spent, by denom, fees apart
@@ -197,8 +199,8 @@ func Consider(order *marketv1beta5.Order, b Box) (Offer, *Refusal) {
 // orderPrice is the most that an order pays per block.
 func orderPrice(spec *deploymentv1beta4.GroupSpec) (akash.Price, error) {
 	var sum akash.Price
-	if n := len(spec.GetResources()); n == 0 || n > maxUnits {
-		return sum, fmt.Errorf("it has %d kinds of service: 1 to %d are possible", n, maxUnits)
+	if n := len(spec.GetResources()); n == 0 || n > MaxServices {
+		return sum, fmt.Errorf("it has %d kinds of service: 1 to %d are possible", n, MaxServices)
 	}
 	for i, u := range spec.GetResources() {
 		p, err := akash.PriceOf(u.GetPrice())

@@ -108,6 +108,23 @@ func TestConsider(t *testing.T) {
 		}, why: WhyRoom, phrase: "not enough memory: 8256 MiB wanted, 8192 of 8192 free"},
 		{name: "what others have is not free", box: func(b *Box) { b.Used.CPU = 3600 }, why: WhyRoom, phrase: "400 of 4000 free"},
 		{name: "too many replicas", order: func(o *marketv1beta5.Order) { o.Spec.Resources[0].Count = 1 << 31 }, why: WhyUnclear, phrase: "replicas"},
+		{name: "more replicas than a lease can have", order: func(o *marketv1beta5.Order) { o.Spec.Resources[0].Count = MaxReplicas + 1 }, why: WhyUnclear, phrase: "1 to 64 are possible"},
+		{name: "more replicas than a lease can have, in two services", order: func(o *marketv1beta5.Order) {
+			o.Spec = alike(2, MaxReplicas/2+1)
+		}, box: func(b *Box) { *b = hugeBox() }, why: WhyUnclear, phrase: "more than 64 replicas in all"},
+		{name: "as many replicas as a lease can have", order: func(o *marketv1beta5.Order) {
+			o.Spec = alike(2, MaxReplicas/2)
+		}, box: func(b *Box) { *b = hugeBox() }},
+		{name: "more services than a lease can have", order: func(o *marketv1beta5.Order) {
+			o.Spec = alike(MaxServices+1, 1)
+		}, box: func(b *Box) { *b = hugeBox() }, why: WhyUnclear, phrase: "33 kinds of service: 1 to 32"},
+		{name: "more disk than a lease can have", order: func(o *marketv1beta5.Order) {
+			o.Spec.Resources[0].Resource.Storage[0].Quantity = value(MaxDisk - ReplicaLog + 1)
+		}, box: func(b *Box) { *b = hugeBox() }, why: WhyUnclear, phrase: "more than 2048 GiB of disk"},
+		{name: "as much disk as a lease can have", order: func(o *marketv1beta5.Order) {
+			o.Spec.Resources[0].Resource.Storage[0].Quantity = value(MaxDisk - ReplicaLog)
+		}, box: func(b *Box) { *b = hugeBox() }},
+		{name: "logs take disk on top of what is ordered", box: func(b *Box) { b.Capacity.Storage = 1<<30 + ReplicaLog - 1 }, why: WhyRoom, phrase: "not enough disk: 1036 MiB wanted"},
 		{name: "no services", order: func(o *marketv1beta5.Order) { o.Spec.Resources = nil }, why: WhyUnclear},
 		{name: "a quantity that is no number", order: func(o *marketv1beta5.Order) {
 			o.Spec.Resources[0].Resource.Cpu.Units = &resourcesv1beta4.ResourceValue{Val: []byte("1e9")}
@@ -163,6 +180,23 @@ func TestConsider(t *testing.T) {
 			}
 		})
 	}
+}
+
+// alike is a group of so many services of so many replicas each, whose tenant pays
+// any price.
+func alike(services, replicas int) *deploymentv1beta4.GroupSpec {
+	spec := fakeSpec(100, 128, 1<<40)
+	spec.Resources[0].Count = uint32(replicas)
+	spec.Resources = slices.Repeat(spec.Resources, services)
+	return spec
+}
+
+// hugeBox has room for everything, and asks nothing for disk.
+func hugeBox() Box {
+	b := testBox()
+	b.Capacity = Room{CPU: 1 << 40, Memory: 1 << 50, Storage: 1 << 50}
+	b.Policy.Storage = map[string]Money{classEphemeral: 0}
+	return b
 }
 
 func gpu(want string) func(*marketv1beta5.Order) {

@@ -64,10 +64,24 @@ func (r Room) Lack(used, total Room) string {
 	return ""
 }
 
-// Bounds of what an order may ask of a home box. They keep every sum below 2^63.
+// Bounds of what an order may ask of a home box. Whoever takes the manifest has
+// the same ones: the box bids on nothing that it would refuse then.
 const (
-	maxUnits    = 64      // units of a group; the chain's own constant is 20
-	maxReplicas = 128     // of one unit
+	// MaxServices of one lease. A box has room for about so many sandboxes at all.
+	// Services that are alike are one unit of an order, so an order may have more.
+	MaxServices = 32
+	MaxReplicas = 64      // of one lease
+	MaxDisk     = 2 << 40 // bytes of one lease, logs included
+)
+
+// What each replica takes of the box on top of what its tenant ordered.
+const (
+	ReplicaMemory = 64 << 20 // bytes, for the enclosure
+	ReplicaLog    = 12 << 20 // bytes of disk: three log files of 4 MiB, as the log rotator keeps them
+)
+
+// Bounds that keep every sum below 2^63.
+const (
 	maxQuantity = 1 << 44 // bytes or thousandths of one replica: 16 TiB
 	maxVolumes  = 4       // of one unit, as every Akash provider has it
 )
@@ -94,21 +108,24 @@ type demand struct {
 }
 
 // RoomOf is what a group needs of a box with so many free GPUs, with overhead
-// bytes of memory for each replica on top. The error is a sentence for the owner;
+// bytes of memory and [ReplicaLog] of disk for each replica on top. The error is a sentence for the owner;
 // the room is then that of the services before the one it is about.
 func RoomOf(spec *deploymentv1beta4.GroupSpec, gpus map[string]int64, overhead int64) (Room, error) {
 	d, err := demandOf(spec, gpus, overhead)
 	return d.room, err
 }
 
-// demandOf adds a group of at most maxUnits up. The error is a sentence for the owner. Free is what
+// demandOf adds a group up. The error is a sentence for the owner. Free is what
 // GPUs are picked from, overhead what each replica needs on top.
 func demandOf(spec *deploymentv1beta4.GroupSpec, free map[string]int64, overhead int64) (demand, error) {
 	d := demand{volumes: map[string]int64{}, gpus: map[string]int64{}}
 	for i, u := range spec.GetResources() {
 		n := int64(u.GetCount())
-		if n < 1 || n > maxReplicas {
-			return d, fmt.Errorf("service %d wants %d replicas: 1 to %d are possible", i+1, n, maxReplicas)
+		if n < 1 || n > MaxReplicas {
+			return d, fmt.Errorf("service %d wants %d replicas: 1 to %d are possible", i+1, n, MaxReplicas)
+		}
+		if d.replicas+n > MaxReplicas {
+			return d, fmt.Errorf("the order has more than %d replicas in all, which is the most that one lease can have", MaxReplicas)
 		}
 		r := u.GetResource()
 		cpu, err := quantity(r.GetCpu().GetUnits())
@@ -120,7 +137,7 @@ func demandOf(spec *deploymentv1beta4.GroupSpec, free map[string]int64, overhead
 			return d, fmt.Errorf("memory of service %d: %w", i+1, err)
 		}
 		gpus, err := quantity(r.GetGpu().GetUnits())
-		if err != nil || gpus > maxReplicas {
+		if err != nil || gpus > MaxReplicas {
 			return d, fmt.Errorf("GPUs of service %d: unreadable or too many", i+1)
 		}
 		if len(r.GetStorage()) > maxVolumes {
@@ -161,6 +178,10 @@ func demandOf(spec *deploymentv1beta4.GroupSpec, free map[string]int64, overhead
 		d.memory += memory * n
 		d.room.CPU += cpu * n
 		d.room.Memory += (memory + overhead) * n
+		d.room.Storage += ReplicaLog * n
+		if d.room.Storage > MaxDisk {
+			return d, fmt.Errorf("the order wants more than %d GiB of disk, which is the most that one lease can have", MaxDisk>>30)
+		}
 	}
 	if len(d.gpus) > 0 {
 		d.room.GPUs = d.gpus

@@ -3,6 +3,7 @@ package workload
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -15,40 +16,36 @@ import (
 	"github.com/croft-cloud/croft/agent/lease"
 	"github.com/croft-cloud/croft/chain/account"
 	"github.com/croft-cloud/croft/chain/akash"
+	"github.com/croft-cloud/croft/chain/api/deploymentv1beta4"
 	"github.com/croft-cloud/croft/chain/sdl"
 	"github.com/croft-cloud/croft/internal/atomicfile"
 )
-
-// record is what the journal holds of a lease.
-type record struct {
-	Lease string            `json:"lease"`
-	Group string            `json:"group"`           // name of the group that runs under it
-	State blueprint.State   `json:"state"`           // Deploying or Closing; finer ones are found out
-	Hash  []byte            `json:"hash"`            // of the newest manifest, in canonical form
-	Hosts map[string]uint64 `json:"hosts,omitempty"` // host name → claim; the highest claim on the box has the host
-	Lent  int64             `json:"lent,omitempty"`  // bytes of memory, see Lender
-	GPUs  map[string][]int  `json:"gpus,omitempty"`  // pod → indexes of the machine's GPUs that it has
-	blueprint.Plan
-}
-
-func (r record) clone() record {
-	r.Hosts, r.GPUs, r.Plan = maps.Clone(r.Hosts), maps.Clone(r.GPUs), r.Plan.Clone()
-	return r
-}
 
 // Accept checks a manifest that a tenant sent for a deployment, stores it for
 // each lease of the deployment on this box, and returns; Run makes it so. The
 // manifest that is there already is accepted again and changes nothing.
 //
 // The checks and their order are those of Akash's providers. An error wraps one
-// of the reasons of agent/blueprint, or is none of the tenant's doing.
+// of the reasons of agent/blueprint, or is none of the tenant's doing. Of a tenant
+// without a lease not a byte is looked at; those of the others are read one by one,
+// as they come, and wait for that until ctx ends. How many wait is bounded by
+// whoever takes them in.
 func (w *Workloads) Accept(ctx context.Context, tenant account.Address, dseq uint64, raw []byte) error {
-	raw = bytes.Clone(raw)
-	manifest, hash, err := blueprint.Parse(raw)
-	if err != nil {
-		return err
-	}
-	active, err := w.await(ctx, tenant, dseq, manifest, hash)
+	var sent *blueprint.Sent
+	active, err := w.await(ctx, tenant, dseq, func(hash []byte, groups []*deploymentv1beta4.GroupSpec) (err error) {
+		// The worst costs half a second and a hundred megabytes, most of them free
+		// again at once; the next look costs nothing.
+		if err := w.reading.Acquire(ctx, 1); err != nil {
+			return fmt.Errorf("wait to read a manifest: %w", err)
+		}
+		defer w.reading.Release(1)
+		if sent == nil {
+			if sent, err = blueprint.Read(raw); err != nil {
+				return err
+			}
+		}
+		return sent.Fits(hash, groups)
+	})
 	if err != nil {
 		return err
 	}
@@ -59,7 +56,7 @@ func (w *Workloads) Accept(ctx context.Context, tenant account.Address, dseq uin
 	claims := map[lease.Key]map[string]uint64{}
 	parts := map[lease.Key]sdl.Group{}
 	for _, g := range active {
-		group := manifest[slices.IndexFunc(manifest, func(m sdl.Group) bool { return m.Name == g.group })]
+		group := sent.Manifest[slices.IndexFunc(sent.Manifest, func(m sdl.Group) bool { return m.Name == g.group })]
 		key := lease.KeyOf(g.id)
 		if claims[key], err = w.names().Claim(g.id, group); err != nil {
 			return err
@@ -68,11 +65,19 @@ func (w *Workloads) Accept(ctx context.Context, tenant account.Address, dseq uin
 	}
 	for _, g := range active {
 		key := lease.KeyOf(g.id)
-		if err := w.store(g.id, parts[key], claims[key], raw, hash); err != nil {
+		if err := w.store(g.id, parts[key], claims[key], raw, sent.Hash); err != nil {
 			return fmt.Errorf("store manifest of lease %s: %w", g.id, err)
 		}
 	}
 	return nil
+}
+
+// Expect waits a little for a tenant's deployment to have a lease here, and says
+// as Accept does that it has none. Whoever takes manifests in asks before the first
+// byte.
+func (w *Workloads) Expect(ctx context.Context, tenant account.Address, dseq uint64) error {
+	_, err := w.await(ctx, tenant, dseq, func([]byte, []*deploymentv1beta4.GroupSpec) error { return nil })
+	return err
 }
 
 // granted is one lease and the group that runs under it.
@@ -81,30 +86,21 @@ type granted struct {
 	group string
 }
 
-// await waits until the chain, as we know it, has a lease and this manifest: a
-// tenant may be a block ahead of us.
-func (w *Workloads) await(ctx context.Context, tenant account.Address, dseq uint64, manifest sdl.Manifest, hash [32]byte) ([]granted, error) {
+// await waits until the chain, as we know it, has a lease and what fits says is
+// right: a tenant may be a block ahead of us.
+func (w *Workloads) await(ctx context.Context, tenant account.Address, dseq uint64, fits func(hash []byte, groups []*deploymentv1beta4.GroupSpec) error) ([]granted, error) {
 	deadline := time.Now().Add(w.cfg.Patience)
 	for {
-		active, onChain, groups, err := w.cfg.Leases.LeasesOf(ctx, tenant, dseq)
+		active, hash, groups, err := w.cfg.Leases.LeasesOf(ctx, tenant, dseq)
 		if err != nil {
 			return nil, fmt.Errorf("look up leases of deployment %s/%d: %w", tenant, dseq, err)
 		}
+		refusal := blueprint.Refuse(blueprint.ErrNoLease, fmt.Errorf("deployment %s/%d has none with this provider", tenant, dseq), "create the lease first")
 		if len(active) > 0 {
-			if err := blueprint.Validate(manifest); err != nil {
-				return nil, err
-			}
+			refusal = fits(hash, groups)
 		}
-		var refusal error
-		switch typed := manifest.Hash(); {
-		case len(active) == 0:
-			refusal = blueprint.Refuse(blueprint.ErrNoLease, fmt.Errorf("deployment %s/%d has none with this provider", tenant, dseq), "create the lease first")
-		case !bytes.Equal(hash[:], onChain) && !bytes.Equal(typed[:], onChain):
-			refusal = blueprint.Refuse(blueprint.ErrWrongHash, fmt.Errorf("its hash is %x, that on chain %x", hash, onChain), "send the manifest of the newest deployment update")
-		default:
-			if err := sdl.Check(manifest, groups); err != nil {
-				return nil, blueprint.Refuse(blueprint.ErrMismatch, err, "send the manifest that belongs to the deployment's groups")
-			}
+		switch {
+		case refusal == nil:
 			var all []granted
 			for _, id := range active {
 				if id.Owner != tenant || id.DSeq != dseq || id.GSeq == 0 || uint64(id.GSeq) > uint64(len(groups)) {
@@ -113,8 +109,7 @@ func (w *Workloads) await(ctx context.Context, tenant account.Address, dseq uint
 				all = append(all, granted{id, groups[id.GSeq-1].GetName()})
 			}
 			return all, nil
-		}
-		if !time.Now().Before(deadline) {
+		case !errors.Is(refusal, blueprint.ErrNoLease) && !errors.Is(refusal, blueprint.ErrWrongHash), !time.Now().Before(deadline):
 			return nil, refusal
 		}
 		sleep(ctx, min(time.Second, time.Until(deadline)))
@@ -165,16 +160,12 @@ func (w *Workloads) store(id akash.LeaseID, group sdl.Group, claims map[string]u
 	if err := w.writeFile(blueprint.ManifestFile(w.folder(key), revision), raw, 0o600); err != nil {
 		return err
 	}
-	err := l.update(func(r *record) error {
+	err := l.update(func(r *blueprint.Record) error {
 		next, err := r.State.Next(blueprint.Accepted)
 		if err != nil {
 			return blueprint.Refuse(blueprint.ErrClosing, err, "create a new deployment")
 		}
-		r.Group, r.State, r.Hash, r.Hosts, r.Revision = group.Name, next, hash[:], claims, revision
-		if r.Sources == nil {
-			r.Sources = map[uint64]bool{}
-		}
-		r.Sources[revision] = true
+		r.Take(group, hash, claims, revision, next)
 		return nil
 	}, func() {
 		l.groups[revision] = group
@@ -215,10 +206,7 @@ func (w *Workloads) names() blueprint.Names {
 		l.mu.Lock()
 		if l.rec.State != blueprint.Closing {
 			for host, claim := range l.rec.Hosts {
-				n.Highest = max(n.Highest, claim)
-				if other, held := n.Holders[host]; !held || claim > other.Claim {
-					n.Holders[host] = blueprint.Holder{Lease: l.id, Claim: claim}
-				}
+				n.Hold(host, l.id, claim)
 			}
 		}
 		l.mu.Unlock()
@@ -244,7 +232,7 @@ func (w *Workloads) MigrateHosts(tenant account.Address, dseq uint64, gseq uint3
 		return nil, blueprint.Refuse(blueprint.ErrNoLease, fmt.Errorf("deployment %s/%d has no workload in group %d", tenant, dseq, gseq), "send the manifest first")
 	}
 	names := w.names()
-	err := to.update(func(r *record) error {
+	err := to.update(func(r *blueprint.Record) error {
 		if r.State == blueprint.Closing {
 			return blueprint.Refuse(blueprint.ErrClosing, fmt.Errorf("lease %s", to.id), "create a new deployment")
 		}

@@ -118,7 +118,7 @@ func (l *work) pull(ctx context.Context, p *pull) {
 				l.add(lease.Normal, diary.Pulled, "", "", "image %q is here after %s", p.image, time.Since(began).Round(time.Second/10))
 			}
 			// Without the record the image is resolved again after a restart.
-			if err := l.update(func(r *record) error {
+			if err := l.update(func(r *blueprint.Record) error {
 				if r.Images == nil {
 					r.Images = map[string]string{}
 				}
@@ -135,7 +135,7 @@ func (l *work) pull(ctx context.Context, p *pull) {
 		}
 		if croft.KindOf(err) == croft.KindNotFound && name != p.image {
 			// The registry dropped what the name meant once.
-			if err := l.update(func(r *record) error { delete(r.Images, p.image); return nil }, nil); err == nil {
+			if err := l.update(func(r *blueprint.Record) error { delete(r.Images, p.image); return nil }, nil); err == nil {
 				continue
 			}
 		}

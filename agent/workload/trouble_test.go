@@ -15,6 +15,7 @@ import (
 	"github.com/croft-cloud/croft/agent/blueprint"
 	"github.com/croft-cloud/croft/agent/diary"
 	"github.com/croft-cloud/croft/agent/lease"
+	"github.com/croft-cloud/croft/agent/offer"
 	"github.com/croft-cloud/croft/chain/akash"
 )
 
@@ -22,7 +23,7 @@ import (
 // update nor that of the lease may forget the loan then.
 func TestLoansAreGivenBackThoughTheLenderRefusesForATime(t *testing.T) {
 	w := newWorld(t)
-	w.capacity = 512 << 20
+	w.capacity = 512<<20 + offer.ReplicaMemory
 	synctest.Test(t, func(t *testing.T) {
 		refuses := false
 		l := w.live(t, func(s *session, _ *Config) {

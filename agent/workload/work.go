@@ -45,7 +45,7 @@ type work struct {
 	released bool // of the goroutine of run; images that nothing needs were freed in this life
 
 	mu       sync.Mutex
-	rec      record                       // guarded by mu; written with storing held
+	rec      blueprint.Record             // guarded by mu; written with storing held
 	state    blueprint.State              // guarded by mu
 	groups   map[uint64]sdl.Group         // guarded by mu; manifests in use, by revision
 	replicas map[lease.ReplicaID]*replica // guarded by mu
@@ -59,7 +59,7 @@ type work struct {
 // close says that the lease is over. It may be called again.
 func (l *work) close() {
 	l.once.Do(func() {
-		if err := l.update(func(r *record) error {
+		if err := l.update(func(r *blueprint.Record) error {
 			next, err := r.State.Next(blueprint.Closed)
 			r.State = next
 			return err
@@ -80,11 +80,11 @@ func (l *work) close() {
 
 // update changes the record: in the journal, then in memory, where alongside
 // runs with mu held. A change that changes nothing is not written.
-func (l *work) update(change func(*record) error, alongside func()) error {
+func (l *work) update(change func(*blueprint.Record) error, alongside func()) error {
 	l.storing.Lock()
 	defer l.storing.Unlock()
 	l.mu.Lock()
-	rec := l.rec.clone()
+	rec := l.rec.Clone()
 	l.mu.Unlock()
 	if err := change(&rec); err != nil {
 		return err
@@ -257,7 +257,7 @@ func (l *work) despair(err error) {
 // from.
 func (l *work) adopt(base, ctx context.Context, owned *sync.WaitGroup) (bool, error) {
 	l.mu.Lock()
-	rec, state := l.rec.clone(), l.state
+	rec, state := l.rec.Clone(), l.state
 	l.mu.Unlock()
 	if state == blueprint.WaitingManifest || state == blueprint.Closing {
 		return false, nil // what runs is left alone, or freed at once
@@ -358,7 +358,7 @@ func (l *work) openDisk(ctx context.Context) (disk string, err error) {
 func (l *work) follow(answering func(lease.ReplicaID) bool) error {
 	var changed []string
 	var first bool
-	err := l.update(func(r *record) error {
+	err := l.update(func(r *blueprint.Record) error {
 		if r.State == blueprint.Closing {
 			return errors.New("the lease is over")
 		}
@@ -395,7 +395,7 @@ func (l *work) manifests() map[uint64]sdl.Group {
 // step compares what should be with what is, and acts.
 func (l *work) step(base, ctx context.Context, owned *sync.WaitGroup) error {
 	l.mu.Lock()
-	rec, state := l.rec.clone(), l.state
+	rec, state := l.rec.Clone(), l.state
 	l.mu.Unlock()
 	if state == blueprint.WaitingManifest || state == blueprint.Closing {
 		return nil
@@ -448,7 +448,7 @@ func (l *work) do(base, ctx context.Context, owned *sync.WaitGroup, d blueprint.
 		l.dismiss(*d.Stop)
 	case d.Retire != nil:
 		id := *d.Retire
-		err := l.update(func(r *record) error {
+		err := l.update(func(r *blueprint.Record) error {
 			r.Retire(id)
 			return nil
 		}, nil)
@@ -504,7 +504,7 @@ func (l *work) lend(bytes int64) bool {
 }
 
 func (l *work) recordLoan(bytes int64) error {
-	if err := l.update(func(r *record) error { r.Lent = bytes; return nil }, nil); err != nil {
+	if err := l.update(func(r *blueprint.Record) error { r.Lent = bytes; return nil }, nil); err != nil {
 		return fmt.Errorf("record loan: %w", err)
 	}
 	return nil
@@ -579,23 +579,8 @@ func (l *work) equip(id lease.ReplicaID) error {
 	if n == 0 || l.w.cfg.GPUs == nil {
 		return nil
 	}
-	free := slices.Clone(l.w.cfg.GPUs(l.id))
-	err := l.update(func(r *record) error {
-		gpus := map[string][]int{}
-		for pod, taken := range r.GPUs {
-			if pods[pod] {
-				gpus[pod] = taken
-				free = slices.DeleteFunc(free, func(i int) bool { return slices.Contains(taken, i) })
-			}
-		}
-		if len(free) < n {
-			return fmt.Errorf("%s needs %d GPUs, %d are free", id.Pod(), n, len(free))
-		}
-		gpus[id.Pod()] = free[:n]
-		r.GPUs = gpus
-		return nil
-	}, nil)
-	if err != nil {
+	mine := l.w.cfg.GPUs(l.id)
+	if err := l.update(func(r *blueprint.Record) error { return r.Equip(id.Pod(), n, mine, pods) }, nil); err != nil {
 		return fmt.Errorf("record GPUs: %w", err)
 	}
 	return nil
@@ -672,7 +657,7 @@ func (l *work) name(ctx context.Context) error {
 // discard drops manifests and images that nothing needs any more.
 func (l *work) discard(ctx context.Context) error {
 	l.mu.Lock()
-	rec := l.rec.clone()
+	rec := l.rec.Clone()
 	before := len(rec.Images)
 	rec.Prune(l.groups)
 	// An earlier life may have recorded an update and not released what it freed.
@@ -705,7 +690,7 @@ func (l *work) discard(ctx context.Context) error {
 	}
 	l.released = !late
 	stale := map[uint64]bool{}
-	if err := l.update(func(r *record) error { r.Prune(l.manifests()); return nil }, func() {
+	if err := l.update(func(r *blueprint.Record) error { r.Prune(l.manifests()); return nil }, func() {
 		for revision := range l.groups {
 			if !l.rec.Sources[revision] {
 				stale[revision] = true

@@ -71,6 +71,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/croft-cloud/croft/agent/blueprint"
 	"github.com/croft-cloud/croft/agent/diary"
@@ -212,6 +213,9 @@ const (
 	// that was checked just before its lease was closed.
 	maxClosed = 1024
 	keyPrefix = "workload/"
+	// readers is how many manifests are read at once: a box has few cores and little
+	// memory, and what runs needs them.
+	readers = 1
 	// relist is how often the runtime is asked what runs, for ends it could not
 	// tell.
 	relist = time.Minute
@@ -224,8 +228,9 @@ type Workloads struct {
 	log       *slog.Logger
 	writeFile func(path string, data []byte, perm fs.FileMode) error
 
-	turn       sync.Mutex // held while a manifest is held against host names and stored, I/O included
-	publishing sync.Mutex // held while the table of routes is made
+	reading    *semaphore.Weighted // by whoever reads a manifest
+	turn       sync.Mutex          // held while a manifest is held against host names and stored, I/O included
+	publishing sync.Mutex          // held while the table of routes is made
 
 	wake chan struct{} // capacity 1: there may be a lease that nobody works on
 
@@ -259,6 +264,7 @@ func New(cfg Config) (*Workloads, error) {
 		cfg:       cfg,
 		log:       cfg.Log,
 		writeFile: atomicfile.WriteFile,
+		reading:   semaphore.NewWeighted(readers),
 		wake:      make(chan struct{}, 1),
 		works:     map[lease.Key]*work{},
 		strays:    map[lease.Key]bool{},
@@ -283,7 +289,7 @@ func dialTCP(ctx context.Context, to netip.AddrPort) error {
 
 // load makes the work of one record of the journal.
 func (w *Workloads) load(key lease.Key) error {
-	var rec record
+	var rec blueprint.Record
 	if _, err := w.cfg.Journal.Get(keyPrefix+string(key), &rec); err != nil {
 		return fmt.Errorf("read journal: %w", err)
 	}
@@ -636,7 +642,7 @@ func (w *Workloads) newWork(id akash.LeaseID) *work {
 		w:        w,
 		id:       id,
 		key:      lease.KeyOf(id),
-		rec:      record{Lease: id.String(), State: blueprint.WaitingManifest},
+		rec:      blueprint.Record{Lease: id.String(), State: blueprint.WaitingManifest},
 		state:    blueprint.WaitingManifest,
 		log:      w.log.With("lease", id.String()),
 		wake:     make(chan struct{}, 1),

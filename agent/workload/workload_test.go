@@ -2,6 +2,7 @@ package workload
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -17,6 +18,7 @@ import (
 	"github.com/croft-cloud/croft/agent/blueprint"
 	"github.com/croft-cloud/croft/agent/diary"
 	"github.com/croft-cloud/croft/agent/lease"
+	"github.com/croft-cloud/croft/agent/offer"
 	"github.com/croft-cloud/croft/chain/account"
 	"github.com/croft-cloud/croft/chain/akash"
 )
@@ -154,10 +156,10 @@ func TestUpdateKeepsServing(t *testing.T) {
 		least    int   // replicas that serve at every moment
 		event    string
 	}{
-		{"with lent memory the old one serves until the new one answers", 1, 512 << 20, 1, ""},
+		{"with lent memory the old one serves until the new one answers", 1, 512<<20 + offer.ReplicaMemory, 1, ""},
 		{"without, a single replica is replaced in place, which an event says", 1, 0, 0, diary.Replacing},
 		{"several replicas are replaced one by one", 3, 0, 2, ""},
-		{"several with lent memory never become fewer", 3, 512 << 20, 3, ""},
+		{"several with lent memory never become fewer", 3, 512<<20 + offer.ReplicaMemory, 3, ""},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			w := newWorld(t)
@@ -214,7 +216,7 @@ func TestUpdateKeepsServing(t *testing.T) {
 
 func TestUpdateThatNeverAnswersLeavesTheOldServing(t *testing.T) {
 	w := newWorld(t)
-	w.capacity, w.deaf["bad:1@sha256:00"] = 512<<20, true
+	w.capacity, w.deaf["bad:1@sha256:00"] = 512<<20+offer.ReplicaMemory, true
 	synctest.Test(t, func(t *testing.T) {
 		l := w.live(t)
 		id := w.deploy(t, 7, app("web:1", 1, "", ""))
@@ -477,10 +479,13 @@ func TestRefusals(t *testing.T) {
 		l := w.live(t)
 		defer l.kill()
 		ctx := t.Context()
-		if err := l.Accept(ctx, tenant, 1, []byte("[")); !errors.Is(err, blueprint.ErrBadJSON) || croft.KindOf(err) != croft.KindInvalid {
-			t.Errorf("bad JSON: %v", err)
+		if err := l.Accept(ctx, tenant, 1, []byte("[")); !errors.Is(err, blueprint.ErrNoLease) {
+			t.Errorf("bad JSON without a lease: %v", err)
 		}
 		id := w.deploy(t, 7, app("web:1", 1, "", ""))
+		if err := l.Accept(ctx, tenant, 7, []byte("[")); !errors.Is(err, blueprint.ErrBadJSON) || croft.KindOf(err) != croft.KindInvalid {
+			t.Errorf("bad JSON: %v", err)
+		}
 		raw := w.deployed[id.DeploymentID].raw
 		if err := l.Accept(ctx, tenant, 8, raw); !errors.Is(err, blueprint.ErrNoLease) || croft.KindOf(err) != croft.KindNotFound {
 			t.Errorf("no lease: %v", err)
@@ -535,6 +540,59 @@ func TestRefusals(t *testing.T) {
 		}
 	})
 	w.sound(t)
+}
+
+// Whatever an account without a lease sends, it costs the box nothing.
+func TestAManifestWithoutALeaseIsNotRead(t *testing.T) {
+	w := newWorld(t)
+	workloads, err := New(Config{
+		Dir: filepath.Join(w.dir, "workload"), Leases: &session{w: w}, Runtime: &session{w: w}, Images: &session{w: w}, Disks: disks{&session{w: w}},
+		Network: network{&session{w: w}}, Journal: store{&session{w: w}}, Patience: time.Nanosecond,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw := []byte(`[{"services":[` + strings.TrimSuffix(strings.Repeat("{},", 1000), ",") + `]}]`) // as much as is decoded at all
+	cost := func(raw []byte, want error) float64 {
+		t.Helper()
+		return testing.AllocsPerRun(5, func() {
+			if err := workloads.Accept(t.Context(), tenant, 7, raw); !errors.Is(err, want) {
+				t.Errorf("answer is %v", err)
+			}
+		})
+	}
+	least, most := cost([]byte(`[]`), blueprint.ErrNoLease), cost(raw, blueprint.ErrNoLease)
+	if most > least+10 {
+		t.Errorf("a large manifest costs %v allocations, an empty one %v", most, least)
+	}
+	w.deploy(t, 7, app("web:1", 1, "", ""))
+	if read := cost(raw, blueprint.ErrInvalid); read < 1000 {
+		t.Errorf("a tenant's costs %v allocations: this test counts nothing", read)
+	}
+}
+
+func TestManifestsAreReadInTurn(t *testing.T) {
+	w := newWorld(t)
+	synctest.Test(t, func(t *testing.T) {
+		l := w.live(t)
+		defer l.kill()
+		id := w.deploy(t, 7, app("web:1", 1, "", ""))
+		if !l.reading.TryAcquire(readers) {
+			t.Fatal("somebody reads")
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		began := time.Now()
+		err := l.Accept(ctx, tenant, 7, w.deployed[id.DeploymentID].raw)
+		if !errors.Is(err, context.DeadlineExceeded) || croft.KindOf(err) != croft.KindOther || time.Since(began) != time.Minute {
+			t.Errorf("nobody is done, and after %s the answer is %v", time.Since(began), err)
+		}
+		if l.State(id) != blueprint.WaitingManifest {
+			t.Error("it was stored all the same")
+		}
+		time.AfterFunc(time.Second, func() { l.reading.Release(readers) })
+		l.mustAccept(t, 7)
+	})
 }
 
 func TestWithoutAutomaticHostsEachNeedsOne(t *testing.T) {

@@ -75,6 +75,7 @@ floors: a package imports lower floors only
   5  agent/gateway            the provider gateway: REST, websockets, gRPC status
   5  agent/ingress            hosts and ports of a lease → its containers, through the relay
   4  agent/sampling           what the box reads about itself: CPU, memory, disks, heat, network, leases
+  3  agent/uplink/spool       messages that wait for the broker
   4  agent/uplink             the box's line to the fleet: spool, events, jobs, desired state
   4  agent/update             install, trial boot, confirm, roll back
   2  agent/ownerpage/figures  amounts and times in words for people
@@ -86,18 +87,23 @@ floors: a package imports lower floors only
   3  relay                    server side (in the fleet) and client side (on the device)
   2  fleet/fleetapi           wire types, routes and client of the fleet API; MQTT topics and payloads
   3  fleet/db                 opens and migrates SQL
+  3  fleet/device/ownership   who owns a box: the claim's state machine
+  3  fleet/device/health      what is wrong with a box, in words
   4  fleet/device             devices, owners, claims, groups
+  5  fleet/device/deviceport  the port at which boxes enrol
+  4  fleet/job                what boxes are asked to do
   4  fleet/ingest             telemetry in: topic rights, validation, dedup
   3  fleet/timeseries/forward samples on their way to another store, by remote write
   4  fleet/timeseries         time-series store, PromQL API
   4  fleet/alert              alert rules and who is told
   4  fleet/rollout            releases, waves, pause and halt
   4  fleet/payout             rewards per epoch, ledger, payouts
-  4  fleet/auth               sessions, passkeys, roles, tokens, audit log
+  4  fleet/auth               sessions, passkeys, roles, tokens
+  4  fleet/audit              who changed what
   4  fleet/console            web console: templates and assets, embedded
-  5  fleet                    wires the contexts above into one server
+  6  fleet                    wires the contexts above into one server
   6  fleet/db/dbtest          runs a test once per database engine
-  6  fleet/fleettest          a whole fleet in process, for tests; the box simulator
+  7  fleet/fleettest          a whole fleet in process, for tests; the box simulator
   6  firmware/esp/crashtest   replays every power cut of an install, for tests
   6  internal/rig             one Machine interface (power, serial, network, disk faults): QEMU now, boards later
   7  internal/rig/outside     the world outside a box: chain, relay, registry

@@ -60,13 +60,13 @@ profiles:
       resources:
         cpu: {units: 0.5}
         memory: {size: 256Mi}
-        storage: [{size: 16Mi}, {name: data, size: 16Mi, attributes: {persistent: true, class: beta1}}]
-    bomb: {resources: {cpu: {units: 0.3}, memory: {size: 128Mi}, storage: {size: 16Mi}}}
+        storage: [{size: 8Mi}, {name: data, size: 8Mi, attributes: {persistent: true, class: beta1}}]
+    bomb: {resources: {cpu: {units: 0.3}, memory: {size: 128Mi}, storage: {size: 8Mi}}}
   placement: {dc: {pricing: {evil: {denom: uakt, amount: 1000}, bomb: {denom: uakt, amount: 1000}}}}
 deployment: {evil: {dc: {profile: evil, count: 1}}, bomb: {dc: {profile: bomb, count: 1}}}
 `
-	hostileRoot = 16 << 20
-	hostileDisk = (48 + 2*12) << 20 // what the lease pays for and two services' logs
+	hostileRoot = 8 << 20
+	hostileDisk = (24 + 2*12) << 20 // what the lease pays for and two services' logs
 	sandboxCPU  = 0.1 + 0.5 + 0.3
 )
 
@@ -711,7 +711,7 @@ func (s *siege) fillsDisks(t *testing.T) {
 	s.during(t, "a full volume is the lease's own matter", func(t *testing.T) { full(t, "fill", "/data", "400", hostileDisk) })
 	s.during(t, "so many files that no more fit are the lease's own matter", func(t *testing.T) { full(t, "inodes", "/data", "40000", hostileDisk) })
 	s.during(t, "a flood of log lines is kept short", func(t *testing.T) {
-		if page, err := s.visit(t.Context(), s.uris["evil"]+"/flood?mib=24"); err != nil {
+		if page, err := s.visit(t.Context(), s.uris["evil"]+"/flood?mib=16"); err != nil {
 			t.Errorf("%s, %v", page, err)
 		}
 	})

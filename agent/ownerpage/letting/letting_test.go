@@ -69,6 +69,14 @@ func TestAmountsInWords(t *testing.T) {
 		{countCores(1000), "1 core"},
 		{roomWords(Room{}), ""},
 		{roomWords(Room{CPU: 1500, Memory: 512 << 20, GPUs: 1}), "1.5 cores, 1 GPU and 512 MB memory"},
+		{strings.Join(useWords(Use{Requests: 3}), " · "), ""},
+		{strings.Join(useWords(Use{CPUSeconds: new(int64(-1)), Received: new(int64(1))}), " · "), "less than a minute of processor time"},
+		{
+			leaseSection([]Lease{{Month: Coin{"uakt", 2_000_000}, Use: Use{
+				CPUSeconds: new(int64(7300)), Memory: new(int64(512 << 20)), Storage: new(int64(3 << 30)), Received: new(int64(1_500_000_000)), Sent: new(int64(2_000_000)),
+			}}}).Rows[0].More,
+			"about 2 AKT a month · uses 512 MB of memory and 3.0 GB of storage · 2 hours of processor time · 1.5 GB received, 2 MB sent",
+		},
 		{minuteWords(time.Date(2026, 1, 2, 3, 4, 5, 0, time.FixedZone("", 3600))), "2 January, 02:04 UTC"},
 		{relayWords(Relay{Up: true}), "Connected"},
 		{relayWords(Relay{Since: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)}), "Not connected since 2 January, 03:04 UTC"},

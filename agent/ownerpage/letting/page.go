@@ -3,7 +3,9 @@ package letting
 import (
 	"fmt"
 	"maps"
+	"math"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/croft-cloud/croft/agent/ownerpage/figures"
@@ -63,15 +65,32 @@ func leaseSection(leases []Lease) Section {
 		if !l.Since.IsZero() {
 			row.Name = fmt.Sprintf(sayLeaseSince, dayWords(l.Since))
 		}
+		var more []string
 		if l.Month.Denom != "" {
-			row.More = fmt.Sprintf(sayLeaseMonth, roughWords(l.Month))
+			more = append(more, fmt.Sprintf(sayLeaseMonth, roughWords(l.Month)))
 		}
+		row.More = strings.Join(append(more, useWords(l.Use)...), " · ")
 		s.Rows = append(s.Rows, row)
 	}
 	if more := len(leases) - maxLeases; more > 0 {
 		s.Note = fmt.Sprintf(sayMoreLeases, more)
 	}
 	return s
+}
+
+// useWords says what is known of what a lease uses.
+func useWords(u Use) []string {
+	var words []string
+	if u.Memory != nil && u.Storage != nil {
+		words = append(words, fmt.Sprintf(sayUses, binarySize(*u.Memory), binarySize(*u.Storage)))
+	}
+	if u.CPUSeconds != nil {
+		words = append(words, fmt.Sprintf(sayWorked, figures.Duration(time.Duration(min(max(*u.CPUSeconds, 0), math.MaxInt32))*time.Second)))
+	}
+	if u.Received != nil && u.Sent != nil {
+		words = append(words, fmt.Sprintf(sayMoved, figures.Size(*u.Received, 1000), figures.Size(*u.Sent, 1000)))
+	}
+	return words
 }
 
 func eventSection(events []Event) Section {

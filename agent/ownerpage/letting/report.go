@@ -76,6 +76,21 @@ type Lease struct {
 	Since time.Time `json:"since"`
 	Room  Room      `json:"room"`
 	Month Coin      `json:"month"` // what it pays in a month at its price; no denom: not known
+	Use   Use       `json:"use,omitzero"`
+}
+
+// Use is what a lease uses now, or has used and moved since it began. What is not
+// known is nil, or 0 where it says so.
+type Use struct {
+	CPUSeconds *int64 `json:"cpu_seconds,omitempty"`
+	Memory     *int64 `json:"memory_bytes,omitempty"`
+	Storage    *int64 `json:"storage_bytes,omitempty"`
+	Received   *int64 `json:"received_bytes,omitempty"`
+	Sent       *int64 `json:"sent_bytes,omitempty"`
+
+	Requests int64 `json:"requests,omitempty"`       // of its users by HTTP, since the box's program started; 0: none, or not known
+	Refused  int64 `json:"refused,omitempty"`        // of its users' requests and connections; likewise
+	Denied   int64 `json:"denied_packets,omitempty"` // that it sent where it may not; likewise
 }
 
 // Coin is an amount of base units.

@@ -94,8 +94,9 @@ type grant struct {
 type rules struct {
 	cert    *watched[*tls.Certificate]
 	devices *watched[map[croft.DeviceID]bool] // nil: all are admitted
-	hosts   *watched[map[grant]bool]          // nil: see anyHost
+	hosts   *watched[map[grant]bool]          // nil: see anyHost and naming
 	anyHost bool
+	naming  *naming // nil: DNS does not decide
 }
 
 // readFiles reads what the flags name, and makes a key if there is none.
@@ -125,7 +126,11 @@ func (s settings) readFiles() (*rules, error) {
 			return bad(err, "admitted devices", "one device id a line; the box's page shows it")
 		}
 	}
-	if s.allow != "" && !r.anyHost {
+	switch s.allow {
+	case "any", "none", "":
+	case "dns":
+		r.naming = newNaming(s.domain, s.dns)
+	default:
 		if r.hosts, err = watch(s.log, parseGrants, s.allow); err != nil {
 			return bad(err, "hosts of devices", "lines like: DEVICE shop.example")
 		}
@@ -205,8 +210,18 @@ func (r *rules) admits(id croft.DeviceID) error {
 	return errors.New("this relay does not know the device; ask its operator")
 }
 
-func (r *rules) allows(id croft.DeviceID, host string) error {
-	if r.anyHost || r.hosts != nil && r.hosts.get()[grant{id, host}] {
+// allows says whether a device may have a host from now on.
+func (r *rules) allows(ctx context.Context, id croft.DeviceID, host string) error {
+	if r.naming != nil {
+		return r.naming.allows(ctx, id, host)
+	}
+	return r.mayStay(id, host)
+}
+
+// mayStay says whether a device may keep a host that it has. One that DNS led to
+// it stays until the box lets go of it: a DNS that is away takes nothing.
+func (r *rules) mayStay(id croft.DeviceID, host string) error {
+	if r.naming != nil || r.anyHost || r.hosts != nil && r.hosts.get()[grant{id, host}] {
 		return nil
 	}
 	return errors.New("this relay does not give the host to the device; ask its operator")
@@ -236,7 +251,7 @@ func (r *rules) enforce(server *relay.Server) {
 	for _, d := range server.Devices() {
 		err := r.admits(d.Device)
 		for _, host := range d.Hosts {
-			err = errors.Join(err, r.allows(d.Device, host))
+			err = errors.Join(err, r.mayStay(d.Device, host))
 		}
 		if d.Up && err != nil {
 			server.Drop(d.Device, err.Error())

@@ -49,16 +49,18 @@ type settings struct {
 	status           string
 
 	look   time.Duration // how often files are looked at
+	dns    resolver
 	stdout io.Writer
 	log    *slog.Logger
 }
 
 // New makes `croft relay`.
-func New() *cobra.Command { return newCommand(5 * time.Second) }
+func New() *cobra.Command { return newCommand(5*time.Second, net.DefaultResolver) }
 
-// newCommand is New with another time between two looks at the files.
-func newCommand(look time.Duration) *cobra.Command {
-	s := settings{look: look}
+// newCommand is New with another time between two looks at the files, and another
+// DNS.
+func newCommand(look time.Duration, dns resolver) *cobra.Command {
+	s := settings{look: look, dns: dns}
 	cmd := &cobra.Command{
 		Use:   "relay --name HOST [flags]",
 		Short: "Run a relay, through which boxes behind routers are reached",
@@ -81,6 +83,12 @@ Who may use it:
   --admit FILE     the devices in it, one id a line
 
 Which hosts of their own tenants may have, beside DEVICE.DOMAIN:
+  --allow-host dns    those that DNS leads to the box by its name: the host is an
+                      alias (CNAME) of DEVICE.DOMAIN or a name below it, or a TXT
+                      record of _croft.HOST says DEVICE. *.DOMAIN must lead here
+                      by addresses then, and not be an alias itself. A host stays
+                      with a box until its lease ends or its tunnel does
+  --allow-host none   none
   --allow-host FILE   lines "DEVICE host"; check by yourself that the host is the
                       tenant's
   --allow-host any    every host, for whoever asks first, on test networks. There
@@ -115,7 +123,7 @@ certificates too. A device that is not admitted any more loses its tunnel.`,
 	f.StringVar(&s.cert, "cert", "", "certificate of the relay, PEM (default: made in --data)")
 	f.StringVar(&s.key, "key", "", "its key, PEM")
 	f.StringVar(&s.admit, "admit", "all", "which boxes may have a tunnel: all, or FILE")
-	f.StringVar(&s.allow, "allow-host", "", "which hosts of their own they may have: FILE, or any (default: none)")
+	f.StringVar(&s.allow, "allow-host", "dns", "which hosts of their own they may have: dns, none, any, or FILE")
 	f.StringVar(&s.status, "status", "", "loopback address of a page that lists the boxes, as JSON (default: none)")
 	return cmd
 }
@@ -143,7 +151,7 @@ func (s settings) run(ctx context.Context) error {
 	}
 	cfg.Certificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return rules.cert.get(), nil }
 	cfg.Admit = func(_ context.Context, id croft.DeviceID, _ *x509.Certificate) error { return rules.admits(id) }
-	cfg.AllowHost = func(_ context.Context, id croft.DeviceID, host string) error { return rules.allows(id, host) }
+	cfg.AllowHost = rules.allows
 
 	var entrances []net.Listener // in the order in which the server asks for them
 	cfg.Listen = func(context.Context, string, string) (net.Listener, error) {
@@ -195,6 +203,9 @@ func (s settings) run(ctx context.Context) error {
 	}
 	workers.Go(func() error { return server.Run(ctx) })
 	workers.Go(func() error { rules.keep(ctx, s.look, server); return nil })
+	if rules.naming != nil {
+		workers.Go(func() error { rules.naming.run(ctx); return nil })
+	}
 	return workers.Wait()
 }
 

@@ -91,7 +91,13 @@ type running struct {
 // start runs `croft relay` and reads what it prints.
 func start(t *testing.T, args ...string) *running {
 	t.Helper()
-	s := newCommand(5 * time.Millisecond)
+	return startWith(t, &zone{}, args...)
+}
+
+// startWith is start with a DNS that has something in it.
+func startWith(t *testing.T, dns resolver, args ...string) *running {
+	t.Helper()
+	s := newCommand(5*time.Millisecond, dns)
 	read, stdout := io.Pipe()
 	s.SetArgs(append([]string{"--name", "relay.test", "--domain", "boxes.test", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--ports-host", "127.0.0.1", "--status", "127.0.0.1:0"}, args...))
 	s.SetOut(stdout)

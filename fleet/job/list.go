@@ -1,0 +1,190 @@
+package job
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"strings"
+	"time"
+
+	"github.com/croft-cloud/croft"
+	"github.com/croft-cloud/croft/fleet/db"
+	"github.com/croft-cloud/croft/fleet/fleetapi"
+)
+
+const columns = "id, device, kind, args, state, created, deadline, finished, account, bulk, detail, results, cancel_until, delivered"
+
+func scanJob(scan scanner) (Job, error) {
+	var j Job
+	var created, deadline, finished, cancel, delivered int64
+	var args, results string
+	if err := scan(&j.ID, &j.Device, &j.Kind, &args, &j.State, &created, &deadline, &finished, &j.By, &j.Bulk, &j.Detail, &results, &cancel, &delivered); err != nil {
+		return j, err
+	}
+	j.Created, j.Deadline, j.Finished = instant(created), instant(deadline), instant(finished)
+	j.Canceling, j.Delivered = cancel != 0 && finished == 0, delivered == 1
+	if err := json.Unmarshal([]byte(args), &j.Args); err != nil {
+		return j, err
+	}
+	return j, json.Unmarshal([]byte(results), &j.Results)
+}
+
+func get(tx *db.Tx, id string) (Job, error) {
+	found, err := all(tx, scanJob, "SELECT "+columns+" FROM job_jobs WHERE id = ?", id)
+	if err == nil && len(found) == 0 {
+		return Job{}, ErrNoJob
+	}
+	if err != nil {
+		return Job{}, err
+	}
+	return found[0], nil
+}
+
+// Job is one job.
+func (s *Store) Job(ctx context.Context, actor Actor, id string) (Job, error) {
+	var job Job
+	err := s.db.Read(ctx, func(tx *db.Tx) (err error) {
+		job, err = get(tx, id)
+		return err
+	})
+	if err == nil && !actor.Staff && s.cfg.Boxes.Allowed(ctx, actor, job.Device) != nil {
+		return Job{}, ErrNoJob
+	}
+	return job, err
+}
+
+// Query says which jobs a list has. One of Device, Bulk and Pending is needed.
+type Query struct {
+	Device  croft.DeviceID
+	Bulk    string // BulkResult.ID
+	Pending bool   // those that are not ended
+	Cursor  string // the last ID of the page before
+	Limit   int    // 1 to 500; default 50
+}
+
+// List is a page of jobs, newest first, and the next cursor, empty after the
+// last. Who is not of the staff asks for a box of his.
+func (s *Store) List(ctx context.Context, actor Actor, q Query) ([]Job, string, error) {
+	if !actor.Staff {
+		if err := s.cfg.Boxes.Allowed(ctx, actor, q.Device); err != nil {
+			return nil, "", err
+		}
+	}
+	query, args, limit, err := list(q)
+	if err != nil {
+		return nil, "", err
+	}
+	var jobs []Job
+	err = s.db.Read(ctx, func(tx *db.Tx) (err error) {
+		jobs, err = all(tx, scanJob, query, args...)
+		return err
+	})
+	if err != nil || len(jobs) <= limit {
+		return jobs, "", err
+	}
+	return jobs[:limit], jobs[limit-1].ID, nil
+}
+
+func list(q Query) (string, []any, int, error) {
+	var where []string
+	var args []any
+	and := func(condition string, more ...any) {
+		where, args = append(where, condition), append(args, more...)
+	}
+	if q.Device != "" {
+		and("device = ?", string(q.Device))
+	}
+	if q.Bulk != "" {
+		and("bulk = ? AND bulk <> ''", q.Bulk)
+	}
+	if q.Pending {
+		and("finished = 0")
+	}
+	if len(where) == 0 {
+		return "", nil, 0, usage("list jobs: want a box, jobs ordered together, or those that are not ended")
+	}
+	if q.Cursor != "" {
+		if _, err := fleetapi.ParseID(fleetapi.PrefixJob, q.Cursor); err != nil {
+			return "", nil, 0, usage("list jobs: cursor: %w", err)
+		}
+		and("id < ?", q.Cursor)
+	}
+	limit := 50
+	if q.Limit > 0 {
+		limit = min(q.Limit, 500)
+	}
+	return "SELECT " + columns + " FROM job_jobs WHERE " + strings.Join(where, " AND ") + " ORDER BY id DESC LIMIT ?", append(args, limit+1), limit, nil
+}
+
+// Said is one status in a job's history.
+type Said struct {
+	State    fleetapi.JobState
+	Version  uint64
+	At       time.Time // device clock
+	Received time.Time
+	Detail   string
+	Taken    bool // whether it changed the job; false: it came too late
+}
+
+// History is what the box said about a job, in the order it arrived.
+func (s *Store) History(ctx context.Context, actor Actor, id string) ([]Said, error) {
+	if _, err := s.Job(ctx, actor, id); err != nil {
+		return nil, err
+	}
+	var said []Said
+	err := s.db.Read(ctx, func(tx *db.Tx) (err error) {
+		said, err = all(tx, func(scan scanner) (Said, error) {
+			var one Said
+			var version, at, received, taken int64
+			err := scan(&one.State, &version, &at, &received, &one.Detail, &taken)
+			one.Version, one.At, one.Received, one.Taken = uint64(version), instant(at), instant(received), taken == 1
+			return one, err
+		}, "SELECT state, version, at, received, detail, taken FROM job_statuses WHERE job = ? ORDER BY received, version LIMIT 500", id)
+		return err
+	})
+	return said, err
+}
+
+type scanner func(...any) error
+
+func all[T any](tx *db.Tx, one func(scanner) (T, error), query string, args ...any) ([]T, error) {
+	rows, err := tx.Query(query, args...)
+	if err != nil {
+		return nil, err
+	}
+	return collect(rows, one)
+}
+
+func collect[T any](rows *sql.Rows, one func(scanner) (T, error)) ([]T, error) {
+	defer rows.Close()
+	var out []T
+	for rows.Next() {
+		v, err := one(rows.Scan)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, v)
+	}
+	return out, rows.Err()
+}
+
+func micros(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixMicro()
+}
+
+func instant(us int64) time.Time {
+	if us == 0 {
+		return time.Time{}
+	}
+	return time.UnixMicro(us).UTC()
+}
+
+func bit(b bool) int64 {
+	if b {
+		return 1
+	}
+	return 0
+}
