@@ -11,9 +11,17 @@
 // A box without the file joins no network: it boots, shows its page and lets
 // nothing.
 //
+// The least that it says, and what an operator may add:
+//
 //	{
 //	  "chain": {"id": "croft-local", "rpc": "https://node.example:26657", "grpc": "grpcs://node.example:9090"},
 //	  "relays": [{"name": "relay.example", "pins": ["3f…"]}]
+//	}
+//
+//	{
+//	  "chain": {…, "fee_granter": "akash1…"},
+//	  "acme": {"email": "certs@example.com", "terms_agreed": true},
+//	  "prices": {"cpu": 1600000, "memory": 800000, "storage": {"beta2": 30000}, "power": {"kwh": 320000, "watts": 35}}
 //	}
 package joinfile
 
@@ -26,7 +34,9 @@ import (
 	"io"
 	"maps"
 	"net"
+	"net/mail"
 	"net/url"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -35,6 +45,11 @@ import (
 
 // Path is where the file lies on the EFI partition, with slashes.
 const Path = "croft/network.json"
+
+// HostRecord before a tenant's own host makes the DNS name whose TXT record says
+// which device relays may lead the host to, where an alias (CNAME) of the
+// device's own name cannot: _croft.example.com.
+const HostRecord = "_croft."
 
 // MaxSize is the most bytes a file has.
 const MaxSize = 64 << 10
@@ -55,6 +70,39 @@ type Network struct {
 	// → https://mirror.example. They may be in the owner's network, where
 	// tenants themselves cannot reach.
 	Mirrors map[string][]string `json:"mirrors,omitempty"`
+
+	// ACME is an authority for the certificates of tenants' hosts; default: boxes
+	// sign them themselves, and browsers warn of them.
+	ACME *ACME `json:"acme,omitempty"`
+
+	Prices Prices `json:"prices,omitzero"` // what boxes ask for
+}
+
+// ACME is an authority that gives certificates by RFC 8555. Boxes ask it for each
+// host that users come by, so its limits must bear that.
+type ACME struct {
+	Directory   string `json:"directory,omitempty"` // URL; default Let's Encrypt
+	Email       string `json:"email,omitempty"`     // for its warnings; default none
+	TermsAgreed bool   `json:"terms_agreed"`        // must be true: the operator agrees to its terms
+}
+
+// Prices are in millionths of a dollar for a month of 730.5 hours. What is left
+// out has the default: agent/offer's. Bytes that a lease moves have no price: an
+// order on an Akash chain names none, and a lease pays the same for each block.
+type Prices struct {
+	CPU      *int64           `json:"cpu,omitempty"`      // a core
+	Memory   *int64           `json:"memory,omitempty"`   // a GiB
+	Storage  map[string]int64 `json:"storage,omitempty"`  // a GiB, by class: ephemeral, beta1, beta2, beta3, default, ram
+	Endpoint *int64           `json:"endpoint,omitempty"` // a host name or port
+	GPU      map[string]int64 `json:"gpu,omitempty"`      // one, by "vendor/model"; a model without a price is not let
+	Power    Power            `json:"power,omitzero"`
+}
+
+// Power is what a box's electricity costs. No lease pays less than its part.
+type Power struct {
+	KWh   *int64           `json:"kwh,omitempty"`   // millionths of a dollar for a kilowatt-hour; default 250 000
+	Watts *int64           `json:"watts,omitempty"` // of a whole box at full load, GPUs apart; default 10, and 5 for each processor
+	GPU   map[string]int64 `json:"gpu,omitempty"`   // watts of one at full load, by "vendor/model"; default 0
 }
 
 // Chain says where the chain is.
@@ -64,6 +112,11 @@ type Chain struct {
 	GRPC     string `json:"grpc"`                // its gRPC: grpc or grpcs
 	GasPrice string `json:"gas_price,omitempty"` // default 0.025uakt
 	Faucet   string `json:"faucet,omitempty"`    // gives new accounts their first coins; only on test networks
+
+	// FeeGranter is the address of an account that has granted the boxes' accounts
+	// their fees (MsgGrantAllowance). Deposits of bids, which come back, are still
+	// the box's own.
+	FeeGranter string `json:"fee_granter,omitempty"`
 
 	// Worth says what a million of a denom is worth, in millionths of a dollar.
 	// Boxes ask for their prices in these denoms; default: uact alone, a dollar.
@@ -147,6 +200,15 @@ func (n *Network) Check() error {
 			return invalid("relays[%d]: %w", i, err)
 		}
 	}
+	if at := n.Chain.FeeGranter; at != "" && !address.MatchString(at) {
+		return invalid("chain.fee_granter is %q: want an account's address", at)
+	}
+	if err := n.ACME.check(); err != nil {
+		return err
+	}
+	if err := n.Prices.check(); err != nil {
+		return err
+	}
 	for _, host := range slices.Sorted(maps.Keys(n.Mirrors)) {
 		if host == "" || strings.ContainsAny(host, "/\\ ") || host == "." || host == ".." {
 			return invalid("mirrors: %q is no registry's host name", host)
@@ -154,6 +216,47 @@ func (n *Network) Check() error {
 		for _, mirror := range n.Mirrors[host] {
 			if err := checkURL("mirrors: "+host, mirror, []string{"http", "https"}); err != nil {
 				return err
+			}
+		}
+	}
+	return nil
+}
+
+// address is the form of an account's address; who uses it checks its checksum.
+var address = regexp.MustCompile(`^[a-z]{1,83}1[02-9ac-hj-np-z]{38,90}$`)
+
+func (a *ACME) check() error {
+	switch {
+	case a == nil:
+		return nil
+	case !a.TermsAgreed:
+		return invalid("acme.terms_agreed is not true: the authority gives nothing to who does not agree to its terms")
+	case a.Email != "":
+		if at, err := mail.ParseAddress(a.Email); err != nil || at.Address != a.Email {
+			return invalid("acme.email is %q: want name@host", a.Email)
+		}
+	}
+	if a.Directory == "" {
+		return nil
+	}
+	return checkURL("acme.directory", a.Directory, []string{"https"})
+}
+
+// most is the largest price or wattage: a billion dollars, a gigawatt.
+const most = 1_000_000_000_000_000
+
+func (p Prices) check() error {
+	for what, n := range map[string]*int64{
+		"prices.cpu": p.CPU, "prices.memory": p.Memory, "prices.endpoint": p.Endpoint, "prices.power.kwh": p.Power.KWh, "prices.power.watts": p.Power.Watts,
+	} {
+		if n != nil && (*n < 0 || *n > most) {
+			return invalid("%s is %d: want 0 to %d", what, *n, most)
+		}
+	}
+	for what, list := range map[string]map[string]int64{"prices.storage": p.Storage, "prices.gpu": p.GPU, "prices.power.gpu": p.Power.GPU} {
+		for name, n := range list {
+			if name == "" || n < 0 || n > most {
+				return invalid("%s: %q is %d: want a name and 0 to %d", what, name, n, most)
 			}
 		}
 	}
