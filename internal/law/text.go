@@ -98,12 +98,17 @@ floors: a package imports lower floors only
   4  fleet/alert              alert rules and who is told
   4  fleet/rollout            releases, waves, pause and halt
   4  fleet/payout             rewards per epoch, ledger, payouts
-  4  fleet/auth               sessions, passkeys, roles, tokens
-  4  fleet/audit              who changed what
+  3  fleet/auth/rights        who may do what to whose things
+  3  fleet/auth/secret        what hides itself, keys, passwords, one-time codes
+  4  fleet/auth/oidclogin     staff by the identity provider they have
+  4  fleet/auth/smtp          mails out
+  5  fleet/auth               people: sessions, passkeys, roles, tokens
+  6  fleet/auth/authhttp      their way in: cookies, forms, who may call what
+  4  fleet/auditlog           who changed what
   4  fleet/console            web console: templates and assets, embedded
-  6  fleet                    wires the contexts above into one server
+  7  fleet                    wires the contexts above into one server
   6  fleet/db/dbtest          runs a test once per database engine
-  7  fleet/fleettest          a whole fleet in process, for tests; the box simulator
+  8  fleet/fleettest          a whole fleet in process, for tests; the box simulator
   6  firmware/esp/crashtest   replays every power cut of an install, for tests
   6  internal/rig             one Machine interface (power, serial, network, disk faults): QEMU now, boards later
   7  internal/rig/outside     the world outside a box: chain, relay, registry
@@ -121,10 +126,11 @@ floors: a package imports lower floors only
   8  cmd/croft/chaincmd       the real client's verbs: tx, query, provider
   8  cmd/croft/tenantcmd      croft tenant
   8  cmd/croft/relaycmd       croft relay
+  8  cmd/croft/factorycmd     croft factory
   9  cmd/croft                the command people type
   9  cmd/croft-agent          the daemon on the box
   7  cmd/croft-init           the program in the initramfs
-  7  cmd/croft-fleet          the service
+  8  cmd/croft-fleet          the service
   7  cmd/croft-chaind         the chain daemon
   7  cmd/croft-gpuprobe       GPU facts over a pipe; the only cgo
 
