@@ -59,7 +59,7 @@ runtime: ## the programs that integration tests run, into build/runtime
 
 integration: runtime ## tests with real neighbours (build tag integration)
 	set -x; export CROFT_RUNTIME=$(RUNTIME); go test -tags integration -count=1 -timeout 30m \
-		$$(grep -rlE --include='*_test.go' --exclude-dir=runtime '^//go:build .*\bintegration\b|dbtest\.Each' . | xargs -n1 dirname | sort -u); \
+		$$(grep -rlE --include='*_test.go' --exclude-dir=runtime '^//go:build .*\bintegration\b|dbtest\.' . | xargs -n1 dirname | sort -u); \
 		cd images/runtime && go test -tags integration -count=1 ./... && cd croft-runsc && go test -count=1 ./...
 	cd images/gokrazy && go test -count=1 ./...
 
