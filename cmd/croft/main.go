@@ -15,6 +15,7 @@ import (
 
 	"github.com/croft-cloud/croft"
 	"github.com/croft-cloud/croft/cmd/croft/chaincmd"
+	"github.com/croft-cloud/croft/cmd/croft/factorycmd"
 	"github.com/croft-cloud/croft/cmd/croft/relaycmd"
 	"github.com/croft-cloud/croft/cmd/croft/session"
 	"github.com/croft-cloud/croft/cmd/croft/tenantcmd"
@@ -62,7 +63,7 @@ A program run in a lease (croft tenant shell) gives its own.`,
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return &croft.Error{Kind: croft.KindUsage, Err: err, Remedy: "see `" + cmd.CommandPath() + " --help`"}
 	})
-	root.AddCommand(newImageCommand(), newVMCommand(), newDemoCommand(), newSDLCommand(), newVersionCommand(), tenantcmd.New(), relaycmd.New())
+	root.AddCommand(newImageCommand(), newVMCommand(), newDemoCommand(), newSDLCommand(), newVersionCommand(), tenantcmd.New(), relaycmd.New(), factorycmd.New())
 	root.AddCommand(chaincmd.New()...)
 	root.SetArgs(args)
 	root.SetIn(stdin)

@@ -95,6 +95,7 @@ floors: a package imports lower floors only
   4  fleet/ingest             telemetry in: topic rights, validation, dedup
   3  fleet/timeseries/forward samples on their way to another store, by remote write
   4  fleet/timeseries         time-series store, PromQL API
+  3  fleet/alert/notice       an alert in words, and its way to people
   4  fleet/alert              alert rules and who is told
   4  fleet/rollout            releases, waves, pause and halt
   4  fleet/payout             rewards per epoch, ledger, payouts
@@ -157,6 +158,7 @@ doors: a heavy library is imported by these alone ("tests" are all _test.go file
   github.com/containerd/go-dmverity   opens to firmware/verity                             # one place decides what a verified root is
   github.com/google/go-tpm            opens to agent/identity                              # one owner of the device key
   github.com/pion/mdns                opens to agent/ownerpage                             # one answer on the owner's network
+  github.com/go-pdf/fpdf              opens to provisioning/factory tests                  # labels are the only thing we print
   github.com/spf13/cobra              opens to cmd/...                                     # flags and arguments end in cmd
   github.com/containerd/containerd    opens to agent/sandbox images/runtime/...            # two thirds of the agent's foreign packages come with it
   github.com/miekg/dns                opens to agent/network tests                         # one place speaks the protocol of names
