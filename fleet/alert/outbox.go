@@ -1,0 +1,306 @@
+package alert
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"time"
+
+	"github.com/croft-cloud/croft/fleet/alert/notice"
+	"github.com/croft-cloud/croft/fleet/db"
+	"github.com/croft-cloud/croft/fleet/fleetapi"
+)
+
+// Fate is what became of a message.
+type Fate string
+
+// The fates.
+const (
+	Queued Fate = "queued" // it is tried, and tried again. Transitions to: sent, failed
+	Sent   Fate = "sent"   // the receiver has it
+	Failed Fate = "failed" // it was tried for a day, or there is no address
+)
+
+// Message is some news for one receiver.
+type Message struct {
+	ID       string // ntf_…
+	Receiver string
+	Fate     Fate
+	Made     time.Time
+	Tries    int
+	NextTry  time.Time
+	Done     time.Time
+	Subject  string
+	Error    string // of the last try
+
+	body string
+}
+
+const messageColumns = "id, receiver, state, made, tries, next_try, done, subject, body, error"
+
+func scanMessage(scan scanner) (m Message, err error) {
+	var made, next, done int64
+	err = scan(&m.ID, &m.Receiver, &m.Fate, &made, &m.Tries, &next, &done, &m.Subject, &m.body, &m.Error)
+	m.Made, m.NextTry, m.Done = instant(made), instant(next), instant(done)
+	return m, err
+}
+
+// Messages is a page of a receiver's messages, newest first, and the next cursor,
+// empty after the last. They are kept for 30 days.
+func (s *Store) Messages(ctx context.Context, receiver, cursor string, limit int) ([]Message, string, error) {
+	query, args := "SELECT "+messageColumns+" FROM alert_messages WHERE receiver = ?", []any{receiver}
+	if cursor != "" {
+		if _, err := fleetapi.ParseID(fleetapi.PrefixNotification, cursor); err != nil {
+			return nil, "", usage("list messages: cursor: %w", err)
+		}
+		query, args = query+" AND id < ?", append(args, cursor)
+	}
+	limit = limitOf(limit)
+	var found []Message
+	err := s.db.Read(ctx, func(tx *db.Tx) (err error) {
+		found, err = all(tx, scanMessage, query+" ORDER BY id DESC LIMIT ?", append(args, limit+1)...)
+		return err
+	})
+	if err != nil || len(found) <= limit {
+		return found, "", err
+	}
+	return found[:limit], found[limit-1].ID, nil
+}
+
+// Bounds of sending.
+const (
+	maxNews    = 500 // of one message
+	giveUp     = 24 * time.Hour
+	firstRetry = 10 * time.Second
+	maxRetry   = time.Hour
+	sendAtOnce = 200
+)
+
+// tell writes the messages that are due, and begins to send.
+func (s *Store) tell(ctx context.Context) error {
+	return errors.Join(s.compose(ctx), s.sendDue(ctx))
+}
+
+// compose makes messages of what waits in the outbox, one for each receiver that
+// has none under way.
+func (s *Store) compose(ctx context.Context) error {
+	type waiting struct {
+		receiver     string
+		oldest, last time.Time
+	}
+	var due []waiting
+	if err := s.db.Read(ctx, func(tx *db.Tx) (err error) {
+		due, err = all(tx, func(scan scanner) (w waiting, err error) {
+			var oldest, last int64
+			err = scan(&w.receiver, &oldest, &last)
+			w.oldest, w.last = instant(oldest), instant(last)
+			return w, err
+		}, `SELECT o.receiver, MIN(o.at), COALESCE((SELECT MAX(m.made) FROM alert_messages m WHERE m.receiver = o.receiver), 0)
+			FROM alert_outbox o WHERE o.message = ''
+			AND NOT EXISTS (SELECT 1 FROM alert_messages q WHERE q.receiver = o.receiver AND q.state = 'queued')
+			GROUP BY o.receiver ORDER BY o.receiver`)
+		return err
+	}); err != nil {
+		return err
+	}
+	now := instant(micros(time.Now()))
+	soon := func(from time.Time, wait time.Duration) bool { // a clock that was set back makes nobody wait
+		return !from.After(now) && now.Sub(from) < wait
+	}
+	for _, w := range due {
+		if soon(w.oldest, s.cfg.GroupWait) || soon(w.last, s.cfg.GroupInterval) {
+			continue
+		}
+		if err := s.composeOne(ctx, w.receiver, now); err != nil {
+			return fmt.Errorf("write message: %w", err)
+		}
+	}
+	return nil
+}
+
+func (s *Store) composeOne(ctx context.Context, to string, now time.Time) error {
+	return s.db.Write(ctx, func(tx *db.Tx) error {
+		kind := Kind("")
+		if owner, ok := strings.CutPrefix(to, ownerPrefix); ok {
+			if quiet, err := quietOf(tx, owner); err != nil || quiet.at(now) {
+				return err
+			}
+		} else {
+			r, err := receiver(tx, to)
+			if err != nil {
+				return err
+			}
+			kind = r.Kind
+		}
+		type row struct {
+			alert, state string
+			notice.News
+		}
+		rows, err := all(tx, func(scan scanner) (r row, err error) {
+			var body string
+			if err := scan(&r.alert, &r.state, &body); err != nil {
+				return r, err
+			}
+			return r, json.Unmarshal([]byte(body), &r.News)
+		}, "SELECT alert, news, body FROM alert_outbox WHERE receiver = ? AND message = '' ORDER BY at, alert, news LIMIT ?", to, maxNews)
+		if err != nil || len(rows) == 0 {
+			return err
+		}
+		m := Message{ID: fleetapi.NewID(fleetapi.PrefixNotification), Receiver: to, Made: now}
+		var news []notice.News
+		for _, r := range rows {
+			news = append(news, r.News)
+			if _, err := tx.Exec("UPDATE alert_outbox SET message = ? WHERE receiver = ? AND alert = ? AND news = ?", m.ID, to, r.alert, r.state); err != nil {
+				return err
+			}
+		}
+		if err := write(&m, kind, s.cfg.Name, news); err != nil {
+			return err
+		}
+		_, err = tx.Exec("INSERT INTO alert_messages ("+messageColumns+") VALUES (?, ?, ?, ?, 0, ?, 0, ?, ?, '')",
+			m.ID, m.Receiver, string(Queued), micros(m.Made), micros(m.Made), m.Subject, m.body)
+		return err
+	})
+}
+
+// write is the subject and body of a message: JSON, details for the staff, or,
+// without a kind, plain sentences for an owner.
+func write(m *Message, kind Kind, fleet string, news []notice.News) error {
+	m.Subject = notice.Subject(fleet, news)
+	switch kind {
+	case Webhook:
+		body, err := json.Marshal(notice.Delivery{ID: m.ID, Fleet: fleet, At: fleetapi.StampOf(m.Made), Alerts: append([]notice.News{}, news...)})
+		m.body = string(body)
+		return err
+	case Email:
+		m.body = notice.ForStaff(news)
+	default:
+		m.body = notice.ForOwner(news)
+	}
+	return nil
+}
+
+// sendDue begins to send what is due and not under way. A receiver has at most
+// one message queued, so one that hangs holds up its own only.
+func (s *Store) sendDue(ctx context.Context) error {
+	var due []Message
+	if err := s.db.Read(ctx, func(tx *db.Tx) (err error) {
+		due, err = all(tx, scanMessage, "SELECT "+messageColumns+" FROM alert_messages WHERE state = 'queued' AND next_try <= ? ORDER BY next_try, id LIMIT ?",
+			micros(time.Now()), sendAtOnce)
+		return err
+	}); err != nil {
+		return err
+	}
+	for _, m := range due {
+		if !s.take(m.ID) {
+			continue
+		}
+		select {
+		case s.slot <- struct{}{}:
+		default: // all are busy: in the next round
+			s.leave(m.ID)
+			return nil
+		}
+		s.wg.Go(func() {
+			defer func() {
+				<-s.slot
+				s.leave(m.ID)
+			}()
+			if err := s.sendOne(ctx, m); err != nil && ctx.Err() == nil {
+				s.cfg.Log.Warn("what became of a message cannot be stored", "message", m.ID, "error", err)
+			}
+		})
+	}
+	return nil
+}
+
+func (s *Store) take(id string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.busy[id] {
+		return false
+	}
+	s.busy[id] = true
+	return true
+}
+
+func (s *Store) leave(id string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.busy, id)
+}
+
+var errNoAddress = errors.New("the account has no e-mail address")
+
+// sendOne tries once, and stores what came of it, also when the leader has to go
+// meanwhile: a message that is known to be sent is not sent again.
+func (s *Store) sendOne(ctx context.Context, m Message) error {
+	failure := s.send(ctx, m)
+	if failure != nil && ctx.Err() != nil {
+		return ctx.Err() // it was cut short; the next leader tries
+	}
+	now := time.Now()
+	fate, next, done, text := Sent, time.Time{}, now, ""
+	if failure != nil {
+		text = fleetapi.CleanText(failure.Error(), maxSentence)
+		switch {
+		case errors.Is(failure, errNoAddress) || now.Sub(m.Made) >= giveUp:
+			fate = Failed
+			s.cfg.Log.Error("message about alerts was given up", "message", m.ID, "receiver", m.Receiver, "tries", m.Tries+1, "error", text)
+		default:
+			fate, next, done = Queued, now.Add(backoff(m.Tries)), time.Time{}
+		}
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	defer cancel()
+	return s.db.Write(ctx, func(tx *db.Tx) error {
+		_, err := tx.Exec("UPDATE alert_messages SET state = ?, tries = ?, next_try = ?, done = ?, error = ? WHERE id = ? AND state = 'queued'",
+			string(fate), m.Tries+1, micros(next), micros(done), text, m.ID)
+		return err
+	})
+}
+
+// backoff is how long to wait after a number of tries before: 10 s, then twice as
+// long each time, up to an hour; a fourth of it by chance.
+func backoff(tries int) time.Duration {
+	wait := min(firstRetry<<min(tries, 20), maxRetry)
+	return wait - rand.N(wait/4)
+}
+
+// send returns nil once the receiver has the message.
+func (s *Store) send(ctx context.Context, m Message) error {
+	if owner, ok := strings.CutPrefix(m.Receiver, ownerPrefix); ok {
+		address, err := s.cfg.Owners.Email(ctx, owner)
+		if err != nil {
+			return fmt.Errorf("find address: %w", err)
+		}
+		if address == "" {
+			return errNoAddress
+		}
+		return s.mail(ctx, address, m)
+	}
+	var r Receiver
+	if err := s.db.Read(ctx, func(tx *db.Tx) (err error) {
+		r, err = receiver(tx, m.Receiver)
+		return err
+	}); err != nil {
+		return err
+	}
+	if r.Kind == Email {
+		return s.mail(ctx, r.Address, m)
+	}
+	secret, err := s.seal.open(r.ID, r.secret)
+	if err != nil {
+		return err
+	}
+	return s.hook.Post(ctx, r.Address, secret, m.ID, []byte(m.body))
+}
+
+func (s *Store) mail(ctx context.Context, to string, m Message) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	return s.cfg.Mailer.Send(ctx, Mail{ID: m.ID, To: to, Subject: m.Subject, Text: m.body})
+}
