@@ -275,7 +275,7 @@ func TestAnOpenBidIsTakenBackAndItsRoomIsFree(t *testing.T) {
 func TestALostJournalIsMadeGoodFromTheChain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		chain, secrets := quietChain(), &fakeSecrets{}
-		p, _, stop := live(t, chain, journal.NewMemory(), secrets, nil)
+		_, _, stop := live(t, chain, journal.NewMemory(), secrets, nil)
 		seconds(chain, 5)
 		leased, open := chain.order(500, 512, 1000), chain.order(500, 512, 1000)
 		seconds(chain, 10)
@@ -300,7 +300,7 @@ func TestALostJournalIsMadeGoodFromTheChain(t *testing.T) {
 func TestPrunedBlocksAreReplacedByASurvey(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		chain, j := quietChain(), journal.NewMemory()
-		p, _, stop := live(t, chain, j, &fakeSecrets{}, nil)
+		_, _, stop := live(t, chain, j, &fakeSecrets{}, nil)
 		seconds(chain, 5)
 		id := chain.order(500, 512, 1000)
 		seconds(chain, 10)
@@ -348,7 +348,7 @@ func TestTheCertificateIsRenewedAndTheOldOneRevoked(t *testing.T) {
 		}
 		stop()
 		// The files are lost: a new one replaces what nobody has the key of.
-		p, _, stop = live(t, chain, j, &fakeSecrets{}, nil)
+		_, _, stop = live(t, chain, j, &fakeSecrets{}, nil)
 		seconds(chain, 10)
 		if got := states(); got != "revoked revoked valid" {
 			t.Errorf("after the loss of the files the certificates are %s", got)
@@ -356,7 +356,7 @@ func TestTheCertificateIsRenewedAndTheOldOneRevoked(t *testing.T) {
 		stop()
 		// Other hosts need another certificate; so does one that somebody revoked.
 		secrets = &fakeSecrets{}
-		p, _, stop = live(t, chain, j, secrets, func(c *Config) { c.Hosts = []string{"other.example.invalid", "192.0.2.1"} })
+		_, _, stop = live(t, chain, j, secrets, func(c *Config) { c.Hosts = []string{"other.example.invalid", "192.0.2.1"} })
 		seconds(chain, 10)
 		stop()
 		chain.certs[len(chain.certs)-1].Certificate.State = certv1.State_revoked
@@ -477,7 +477,7 @@ func TestWhatIsLentIsNotLet(t *testing.T) {
 			t.Errorf("lending %d to %s: %v, want %v", step.bytes, step.key, got, step.want)
 		}
 	}
-	if err := reserving(2, 301); err != errFull { // 400 leased, 300 lent
+	if err := reserving(2, 301); !errors.Is(err, errFull) { // 400 leased, 300 lent
 		t.Errorf("a bid on lent memory: %v", err)
 	}
 	if err := reserving(3, 300); err != nil {

@@ -96,7 +96,7 @@ func (f Faucet) Ensure(ctx context.Context, address account.Address) error {
 	if err != nil {
 		return fmt.Errorf("ask faucet: %w", err)
 	}
-	defer resp.Body.Close() //nolint:errcheck // it was only read
+	defer resp.Body.Close()
 	answer, err := io.ReadAll(io.LimitReader(resp.Body, 4<<10))
 	switch {
 	case resp.StatusCode == http.StatusTooManyRequests:

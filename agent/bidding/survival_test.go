@@ -44,7 +44,7 @@ func leased(t *testing.T, chain *fakeChain, p *Provider) akash.LeaseID {
 func TestNothingIsDecidedBeforeLostLeasesAreTakenUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		chain, secrets := quietChain(), &fakeSecrets{}
-		p, _, stop := live(t, chain, journal.NewMemory(), secrets, nil)
+		_, _, stop := live(t, chain, journal.NewMemory(), secrets, nil)
 		seconds(chain, 5)
 		full := chain.order(2000, 512, 10_000)
 		seconds(chain, 10)
@@ -53,7 +53,7 @@ func TestNothingIsDecidedBeforeLostLeasesAreTakenUp(t *testing.T) {
 		stop()
 		other := chain.order(500, 512, 1000)
 		chain.set(func(c *fakeChain) { c.mute = true })
-		p, _, stop = live(t, chain, journal.NewMemory(), secrets, nil)
+		p, _, stop := live(t, chain, journal.NewMemory(), secrets, nil)
 		seconds(chain, 60)
 		if s := p.Status(); s.Surveyed || s.Reserved.CPU != 0 || !strings.Contains(s.Unready, "taken up") {
 			t.Errorf("before the lease is taken up: %+v", s)

@@ -211,7 +211,7 @@ func (g *Gateway) runREST(ctx context.Context) error {
 			server.Close()
 		}
 		cancel()
-		<-served
+		<-served //nolint:errcheck // it was told to stop
 	}
 	stop()
 	server.Close()

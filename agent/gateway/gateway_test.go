@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/big"
 	"net/http"
 	"slices"
@@ -182,9 +183,7 @@ func ask(t testing.TB, c *http.Client, method, path, body string, header http.He
 	if err != nil {
 		t.Fatal(err)
 	}
-	for k, v := range header {
-		req.Header[k] = v
-	}
+	maps.Copy(req.Header, header)
 	resp, err := c.Do(req)
 	if err != nil {
 		t.Fatal(err)
@@ -435,7 +434,7 @@ func TestStatusCodes(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			w := start(t, nil, nil, func(w *world) {
-				if w.err = tc.err; tc.err == errNothing {
+				if w.err = tc.err; errors.Is(tc.err, errNothing) {
 					w.err, w.services = nil, nil
 				}
 			})

@@ -205,7 +205,7 @@ func (g *Gateway) runGRPC(ctx context.Context) error {
 		late := time.AfterFunc(grace, server.Stop) // reflection streams end with their clients only
 		server.GracefulStop()
 		late.Stop()
-		<-served
+		<-served //nolint:errcheck // it was told to stop
 		return nil
 	}
 }
@@ -228,8 +228,8 @@ func publicFiles() (*protoregistry.Files, error) {
 		}
 		d := protodesc.ToFileDescriptorProto(f)
 		set.File = append(set.File, d)
-		d.Name = proto.String(strings.TrimPrefix(d.GetName(), oursFile))
-		d.Package = proto.String(strings.TrimPrefix(d.GetPackage(), ours))
+		d.Name = new(strings.TrimPrefix(d.GetName(), oursFile))
+		d.Package = new(strings.TrimPrefix(d.GetPackage(), ours))
 		for i, path := range d.Dependency {
 			d.Dependency[i] = strings.TrimPrefix(path, oursFile)
 		}
@@ -246,11 +246,11 @@ func publicFiles() (*protoregistry.Files, error) {
 	in, out := "."+string((&emptypb.Empty{}).ProtoReflect().Descriptor().FullName()), "."+provider.GetPackage()+"."
 	method := func(name, in, out string, stream bool) *descriptorpb.MethodDescriptorProto {
 		return &descriptorpb.MethodDescriptorProto{
-			Name: proto.String(name), InputType: proto.String(in), OutputType: proto.String(out), ServerStreaming: proto.Bool(stream),
+			Name: new(name), InputType: new(in), OutputType: new(out), ServerStreaming: new(stream),
 		}
 	}
 	provider.Service = []*descriptorpb.ServiceDescriptorProto{{
-		Name: proto.String("ProviderRPC"),
+		Name: new("ProviderRPC"),
 		Method: []*descriptorpb.MethodDescriptorProto{
 			method("GetStatus", in, out+"Status", false),
 			method("StreamStatus", in, out+"Status", true),
@@ -271,7 +271,7 @@ func publicFiles() (*protoregistry.Files, error) {
 func rename(m *descriptorpb.DescriptorProto, to func(string) string) {
 	for _, f := range m.Field {
 		if f.TypeName != nil {
-			f.TypeName = proto.String(to(f.GetTypeName()))
+			f.TypeName = new(to(f.GetTypeName()))
 		}
 	}
 	for _, n := range m.NestedType {

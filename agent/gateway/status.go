@@ -54,7 +54,7 @@ type amountsJSON struct {
 }
 
 func (a Amounts) json() amountsJSON {
-	return amountsJSON{a.CPU, a.GPU, a.Memory, a.StorageEphemeral, a.Storage}
+	return amountsJSON(a)
 }
 
 func amountsList(all []Amounts) []amountsJSON {

@@ -89,11 +89,11 @@ func (w *world) open(t *testing.T, path string) (*websocket.Conn, *http.Response
 
 func (w *world) mustOpen(t *testing.T, path string) *websocket.Conn {
 	t.Helper()
-	c, _, err := w.open(t, path)
+	c, _, err := w.open(t, path) //nolint:bodyclose // websocket.Dial leaves none open
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { c.CloseNow() })
+	t.Cleanup(func() { _ = c.CloseNow() })
 	return c
 }
 
@@ -182,13 +182,14 @@ func (w *world) upgraded(t *testing.T, path string) (*tls.Conn, *bufio.Reader) {
 		t.Fatal(err)
 	}
 	c := tls.Client(conn, &tls.Config{ServerName: host, InsecureSkipVerify: true})
-	fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: %s\r\nAuthorization: Bearer %s\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n",
+	_, _ = fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: %s\r\nAuthorization: Bearer %s\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n",
 		path, host, token(t, alice, nil))
 	r := bufio.NewReader(c)
 	resp, err := http.ReadResponse(r, nil)
 	if err != nil || resp.StatusCode != http.StatusSwitchingProtocols {
 		t.Fatalf("upgrade = %v, %v", resp, err)
 	}
+	resp.Body.Close()
 	t.Cleanup(func() { conn.Close() })
 	return c, r
 }
@@ -332,7 +333,7 @@ func TestHostileStreams(t *testing.T) {
 				}
 				time.Sleep(30 * time.Second)
 			}
-			c.CloseNow()
+			_ = c.CloseNow()
 			reader.Wait()
 		})
 	})
@@ -371,13 +372,13 @@ func TestHostileStreams(t *testing.T) {
 				t.Errorf("the 33rd stream = %d", code)
 			}
 			for _, c := range all {
-				c.CloseNow()
+				_ = c.CloseNow()
 			}
 			synctest.Wait()
 			if code, c := open(); code != 101 {
 				t.Errorf("after all have left = %d", code)
 			} else {
-				c.CloseNow()
+				_ = c.CloseNow()
 			}
 		})
 	})
@@ -637,6 +638,7 @@ func TestABodyOfAStrangerIsNotRead(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		defer resp.Body.Close()
 		body, err := io.ReadAll(resp.Body)
 		if err != nil || resp.StatusCode != 404 || !strings.Contains(string(body), "no lease for deployment") || time.Since(begin) > time.Second {
 			t.Errorf("after %s: %d %q, %v", time.Since(begin), resp.StatusCode, body, err)
@@ -683,13 +685,13 @@ func TestStreamsOfStrangersAreCountedApart(t *testing.T) {
 			for range 4 { // nobody reads, so the gateway waits for their answer to its close
 				w.mustOpen(t, path)
 			}
-			_, resp, err := w.open(t, path)
+			_, resp, err := w.open(t, path) //nolint:bodyclose // websocket.Dial leaves none open
 			if err == nil || resp.StatusCode != http.StatusServiceUnavailable {
 				t.Errorf("the fifth = %v", err)
 			}
-			w.mustOpen(t, logsPath).CloseNow()
+			_ = w.mustOpen(t, logsPath).CloseNow()
 			time.Sleep(time.Minute)
-			w.mustOpen(t, path).CloseNow()
+			_ = w.mustOpen(t, path).CloseNow()
 		})
 	}
 }

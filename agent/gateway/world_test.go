@@ -296,10 +296,10 @@ func (b *backend) Exec(ctx context.Context, id akash.LeaseID, e gateway.Exec) (i
 	}
 	switch e.Command[0] {
 	case "echo":
-		fmt.Fprintln(e.Stdout, strings.Join(e.Command[1:], " "))
+		_, _ = fmt.Fprintln(e.Stdout, strings.Join(e.Command[1:], " "))
 		return 0, nil
 	case "fail":
-		fmt.Fprintln(e.Stderr, "failing")
+		_, _ = fmt.Fprintln(e.Stderr, "failing")
 		return 3, nil
 	case "cat":
 		if e.Stdin == nil {
@@ -310,7 +310,7 @@ func (b *backend) Exec(ctx context.Context, id akash.LeaseID, e gateway.Exec) (i
 	case "size":
 		select {
 		case w := <-e.Resize:
-			fmt.Fprintf(e.Stdout, "%dx%d\n", w.Width, w.Height)
+			_, _ = fmt.Fprintf(e.Stdout, "%dx%d\n", w.Width, w.Height)
 			return 0, nil
 		case <-ctx.Done():
 			return 0, ctx.Err()

@@ -321,6 +321,7 @@ func (b backend) Provided(context.Context) (gateway.Provider, error) {
 		case bidding.Reserved, bidding.Open, bidding.Withdrawing:
 			out.Pending = append(out.Pending, amounts(item.Room))
 			out.Orders++
+		default: // it holds nothing: no bid yet, or all over
 		}
 	}
 	if s.Unready != "" {

@@ -109,7 +109,7 @@ func (c *greedyCells) Pull(ctx context.Context, _ lease.Key, image string, _ *sd
 // pulling is a box in which images are pulled, with so many bytes for them.
 func pulling(t *testing.T, free int64, do func(t *testing.T, m *model, p *parts, disks *fullDisks, cells *greedyCells)) {
 	m := newModel(t, 1)
-	defer os.RemoveAll(m.dir) //nolint:errcheck // of a test
+	defer os.RemoveAll(m.dir)
 	synctest.Test(t, func(t *testing.T) {
 		open, stop := context.WithCancel(t.Context())
 		defer m.calls.Wait()

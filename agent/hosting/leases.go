@@ -57,8 +57,9 @@ func (p *parts) takeSiblings(ctx context.Context, id akash.LeaseID) error {
 		switch croft.KindOf(err) {
 		case croft.KindNotFound, croft.KindInvalid, croft.KindRefused:
 			return nil // the tenant's next manifest is another one
+		default: // it may be taken another time
+			return err
 		}
-		return err
 	}
 	return nil
 }

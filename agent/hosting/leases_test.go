@@ -81,7 +81,8 @@ func TestLeasesArePromisedTheLowestClass(t *testing.T) {
 		disks []inventory.Disk
 		want  inventory.Class
 	}{
-		{nil, inventory.Beta1}, {[]inventory.Disk{disk(inventory.Beta3)}, inventory.Beta3},
+		{nil, inventory.Beta1},
+		{[]inventory.Disk{disk(inventory.Beta3)}, inventory.Beta3},
 		{[]inventory.Disk{disk(inventory.Beta3), disk(inventory.Beta2)}, inventory.Beta2},
 		{[]inventory.Disk{disk(inventory.Beta1), disk(inventory.Beta3)}, inventory.Beta1},
 	} {

@@ -481,6 +481,7 @@ func (d modelDisks) used(key lease.Key) bool {
 func (d modelDisks) Disks() ([]leasedisk.Disk, error)           { return nil, nil }
 func (d modelDisks) Usage(lease.Key) (used, all int64, _ error) { return 11, 20, nil }
 func (d modelDisks) Room() (int64, error)                       { return modelRoom.Storage + lettingRest, nil }
+
 func (d modelDisks) Borrow(_ context.Context, _ lease.Key, bytes int64, _ func() int64) (int64, func(), error) {
 	return bytes, func() {}, nil
 }

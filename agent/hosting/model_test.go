@@ -156,7 +156,7 @@ func services(names ...string) string {
 func (m *model) luck(what string) float64 {
 	m.drawn[what]++
 	h := fnv.New64a()
-	fmt.Fprintf(h, "%d/%s/%d", m.seed, what, m.drawn[what])
+	_, _ = fmt.Fprintf(h, "%d/%s/%d", m.seed, what, m.drawn[what])
 	x := h.Sum64()
 	x = (x ^ x>>30) * 0xbf58476d1ce4e5b9
 	x = (x ^ x>>27) * 0x94d049bb133111eb
@@ -396,7 +396,7 @@ func story(t *testing.T, seed uint64, total *tally) {
 		}
 	}()
 	m := newModel(t, seed)
-	defer os.RemoveAll(m.dir) //nolint:errcheck // of a test
+	defer os.RemoveAll(m.dir)
 	defer func() {
 		total.add(m, happened)
 		for _, wrong := range slices.Compact(m.wrong) {
@@ -777,7 +777,7 @@ func storyFolder(t *testing.T) string {
 	if free, err := fileSystemFree("/dev/shm"); err == nil && free > 4<<30 {
 		in = "/dev/shm"
 	}
-	dir, err := os.MkdirTemp(in, "croft-model")
+	dir, err := os.MkdirTemp(in, "croft-model") //nolint:usetesting // t.TempDir is not in memory
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -875,7 +875,7 @@ func newTally() *tally { return &tally{executed: map[string]int{}, ends: map[str
 // A tenant whose image is nowhere pays for a day at most.
 func TestALeaseThatCannotRunIsGivenUp(t *testing.T) {
 	m := newModel(t, 1)
-	defer os.RemoveAll(m.dir) //nolint:errcheck // of a test
+	defer os.RemoveAll(m.dir)
 	synctest.Test(t, func(t *testing.T) {
 		open, stop := context.WithCancel(t.Context())
 		defer m.calls.Wait()

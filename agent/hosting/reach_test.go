@@ -141,7 +141,7 @@ func (f *fakeTunnels) States() ([]relay.RelayState, <-chan struct{}) {
 // uses is measured, and certificates of hosts that are gone go when no other can.
 func TestALeaseSaysWhatItLacksAndUses(t *testing.T) {
 	m := newModel(t, 1)
-	defer os.RemoveAll(m.dir) //nolint:errcheck // of a test
+	defer os.RemoveAll(m.dir)
 	synctest.Test(t, func(t *testing.T) {
 		open, stop := context.WithCancel(t.Context())
 		defer m.calls.Wait()

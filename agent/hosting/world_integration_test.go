@@ -222,7 +222,7 @@ func (f folders) Borrow(_ context.Context, _ lease.Key, bytes int64, _ func() in
 // newBox starts a box that joins the world.
 func newBox(t *testing.T, w *outside.World) *box {
 	t.Helper()
-	dir, err := os.MkdirTemp("/tmp", "bx") // sockets want short paths
+	dir, err := os.MkdirTemp("/tmp", "bx") //nolint:usetesting // sockets want short paths
 	if err != nil {
 		t.Fatal(err)
 	}

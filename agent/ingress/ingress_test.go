@@ -159,7 +159,7 @@ func (d *door) do(method, url string, body io.Reader, header ...string) (*http.R
 
 func (d *door) want(status int, text, method, url string, body io.Reader) {
 	d.t.Helper()
-	if resp, got := d.do(method, url, body); resp.StatusCode != status || !strings.Contains(got, text) {
+	if resp, got := d.do(method, url, body); resp.StatusCode != status || !strings.Contains(got, text) { //nolint:bodyclose // do has closed it
 		d.t.Errorf("%s %s = %d %q, want %d %q", method, url, resp.StatusCode, got, status, text)
 	}
 }
@@ -225,11 +225,11 @@ func TestARequestTellsWhereItCameFrom(t *testing.T) {
 	var got http.Header
 	var host string
 	d.web(sdl.HTTPOptions{}, backend(t, func(w http.ResponseWriter, r *http.Request) { got, host = r.Header, r.Host }))
-	d.do("GET", "https://web.example/", nil)
+	d.do("GET", "https://web.example/", nil) //nolint:bodyclose // do has closed it
 	if proto := got.Get("X-Forwarded-Proto"); proto != "https" {
 		t.Errorf("X-Forwarded-Proto over TLS = %q", proto)
 	}
-	d.do("GET", "http://web.example/", nil, "X-Forwarded-For", "1.2.3.4", "X-Forwarded-Proto", "gopher", "X-Real-Ip", "1.2.3.4", "X-Forwarded-Port", "99", "X-Forwarded-Server", "inside", "Forwarded", "for=1.2.3.4", "Upgrade", "h2c", "Connection", "Upgrade, X-Secret", "X-Secret", "1")
+	d.do("GET", "http://web.example/", nil, "X-Forwarded-For", "1.2.3.4", "X-Forwarded-Proto", "gopher", "X-Real-Ip", "1.2.3.4", "X-Forwarded-Port", "99", "X-Forwarded-Server", "inside", "Forwarded", "for=1.2.3.4", "Upgrade", "h2c", "Connection", "Upgrade, X-Secret", "X-Secret", "1") //nolint:bodyclose // do has closed it
 	for k, want := range map[string]string{"X-Forwarded-For": "127.0.0.1", "X-Forwarded-Proto": "http", "X-Forwarded-Host": "web.example", "X-Real-Ip": "127.0.0.1", "X-Forwarded-Port": "", "X-Forwarded-Server": "", "Forwarded": "", "Upgrade": "", "X-Secret": ""} {
 		if got.Get(k) != want {
 			t.Errorf("%s = %q, want %q", k, got.Get(k), want)
@@ -244,7 +244,7 @@ func TestHTTP2Outside(t *testing.T) {
 	t.Parallel()
 	d := start(t, nil)
 	d.web(sdl.HTTPOptions{}, backend(t, func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, r.Proto) }))
-	resp, inside := d.do("GET", "https://web.example/", nil)
+	resp, inside := d.do("GET", "https://web.example/", nil) //nolint:bodyclose // do has closed it
 	if resp.Proto != "HTTP/2.0" || inside != "HTTP/1.1" {
 		t.Errorf("outside %s, inside %s", resp.Proto, inside)
 	}
@@ -258,7 +258,7 @@ func TestWebsockets(t *testing.T) {
 		if err != nil {
 			return
 		}
-		defer c.CloseNow()
+		defer func() { _ = c.CloseNow() }()
 		for {
 			kind, data, err := c.Read(r.Context())
 			if err != nil || c.Write(r.Context(), kind, data) != nil {
@@ -269,11 +269,11 @@ func TestWebsockets(t *testing.T) {
 	dialer := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "tcp", d.plain)
 	}}}
-	c, _, err := websocket.Dial(t.Context(), "ws://web.example/echo", &websocket.DialOptions{HTTPClient: dialer})
+	c, _, err := websocket.Dial(t.Context(), "ws://web.example/echo", &websocket.DialOptions{HTTPClient: dialer}) //nolint:bodyclose // websocket.Dial leaves none open
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer c.CloseNow()
+	defer func() { _ = c.CloseNow() }()
 	for _, text := range []string{"one", "two"} {
 		if err := c.Write(t.Context(), websocket.MessageText, []byte(text)); err != nil {
 			t.Fatal(err)
@@ -295,7 +295,7 @@ func TestStreamsPassAsTheyCome(t *testing.T) {
 		next := make(chan struct{})
 		d.web(sdl.HTTPOptions{}, backend(t, func(w http.ResponseWriter, r *http.Request) {
 			for i := range 3 {
-				fmt.Fprintf(w, "%d\n", i)
+				_, _ = fmt.Fprintf(w, "%d\n", i)
 				_ = http.NewResponseController(w).Flush()
 				<-next // until the client has seen it
 			}
@@ -703,7 +703,7 @@ func TestRelays(t *testing.T) {
 	}
 	get := func(c net.Conn) string {
 		t.Helper()
-		fmt.Fprintf(c, "GET / HTTP/1.1\r\nHost: web.example\r\nConnection: close\r\n\r\n")
+		_, _ = fmt.Fprintf(c, "GET / HTTP/1.1\r\nHost: web.example\r\nConnection: close\r\n\r\n")
 		raw, err := io.ReadAll(c)
 		if err != nil {
 			t.Fatal(err)
@@ -882,11 +882,14 @@ func TestHostileRequests(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			defer resp.Body.Close()
 			_, _ = io.Copy(io.Discard, resp.Body)
 			if strings.Contains(tc.seen, ",") { // the next answer says that both were seen
-				if _, err := http.ReadResponse(answers, nil); err != nil {
+				second, err := http.ReadResponse(answers, nil)
+				if err != nil {
 					t.Fatal(err)
 				}
+				second.Body.Close()
 			}
 			if resp.StatusCode != tc.status {
 				t.Errorf("status = %d, want %d", resp.StatusCode, tc.status)

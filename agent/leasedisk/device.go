@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -48,10 +49,8 @@ func (l linux) check() error {
 	if err != nil {
 		return err
 	}
-	for _, name := range names {
-		if name == "crypt" {
-			return nil
-		}
+	if slices.Contains(names, "crypt") {
+		return nil
 	}
 	return errors.New("the kernel has no dm-crypt: disks cannot be encrypted")
 }

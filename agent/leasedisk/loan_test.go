@@ -243,8 +243,8 @@ func TestWhoGivesUpMakesWay(t *testing.T) {
 		}()
 		synctest.Wait()
 		select {
-		case <-got:
-			t.Error("a small loan went ahead of a large one, which so might never come")
+		case err := <-got:
+			t.Errorf("a small loan went ahead of a large one, which so might never come: %v", err)
 		default:
 		}
 		cancel()

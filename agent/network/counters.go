@@ -171,8 +171,10 @@ func (n *Network) readDeniedTurned() error {
 			n.denied[r.Link] = d
 		}
 		if grown := d.advance(now[r.Link]); grown.Sum() >= deniedAlarm {
-			events = append(events, Event{Kind: DeniedMuch, Replica: r.ID, Denied: &grown,
-				Note: "A replica keeps trying what its network does not allow: a port scan, mail, or addresses of the owner's network."})
+			events = append(events, Event{
+				Kind: DeniedMuch, Replica: r.ID, Denied: &grown,
+				Note: "A replica keeps trying what its network does not allow: a port scan, mail, or addresses of the owner's network.",
+			})
 		}
 	}
 	n.mu.Unlock()

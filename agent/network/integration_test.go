@@ -128,8 +128,10 @@ const (
 	internet6  = "2606:2800:220::34"
 )
 
-var beyond = []string{internet, "93.184.216.25", "169.254.169.254", "10.1.2.3", "172.20.0.1", "100.64.0.1", "198.18.0.5", "192.0.2.7", "192.88.99.1", "240.0.0.9", "0.1.2.3", "168.63.129.16",
-	internet6, otherVLAN6, "fd00:ec2::254", "fdaa::1", "64:ff9b::c0a8:4d09", "2002:c0a8:4d09::1", "2001:0:c0a8:4d09::1", "64:ff9b:1::c0a8:4d09", "fec0::9"}
+var beyond = []string{
+	internet, "93.184.216.25", "169.254.169.254", "10.1.2.3", "172.20.0.1", "100.64.0.1", "198.18.0.5", "192.0.2.7", "192.88.99.1", "240.0.0.9", "0.1.2.3", "168.63.129.16",
+	internet6, otherVLAN6, "fd00:ec2::254", "fdaa::1", "64:ff9b::c0a8:4d09", "2002:c0a8:4d09::1", "2001:0:c0a8:4d09::1", "64:ff9b:1::c0a8:4d09", "fec0::9",
+}
 
 type world struct {
 	t       *testing.T
@@ -273,7 +275,7 @@ func (w *world) listen(ns, at string) {
 				defer c.Close()
 				defer context.AfterFunc(ctx, func() { c.Close() })()
 				from, _, _ := net.SplitHostPort(c.RemoteAddr().String())
-				fmt.Fprintln(c, from)
+				_, _ = fmt.Fprintln(c, from)
 				_, _ = io.Copy(c, c)
 			})
 		}
@@ -313,8 +315,10 @@ func (w *world) nameServer() {
 		w.mu.Unlock()
 		m := new(dns.Msg)
 		m.SetReply(q)
-		if line := map[string]string{"good.example.A": "A " + internet, "good.example.AAAA": "AAAA " + internet6, "rebind.example.A": "A " + routerLAN,
-			"rebind.example.AAAA": "AAAA ::ffff:192.168.77.1", "box.example.A": "A " + boxLAN, "vlan.example.AAAA": "AAAA " + otherVLAN6}[strings.TrimSuffix(q.Question[0].Name, ".")+"."+dns.TypeToString[q.Question[0].Qtype]]; line != "" {
+		if line := map[string]string{
+			"good.example.A": "A " + internet, "good.example.AAAA": "AAAA " + internet6, "rebind.example.A": "A " + routerLAN,
+			"rebind.example.AAAA": "AAAA ::ffff:192.168.77.1", "box.example.A": "A " + boxLAN, "vlan.example.AAAA": "AAAA " + otherVLAN6,
+		}[strings.TrimSuffix(q.Question[0].Name, ".")+"."+dns.TypeToString[q.Question[0].Qtype]]; line != "" {
 			rr, _ := dns.NewRR(q.Question[0].Name + " 60 IN " + line)
 			m.Answer = append(m.Answer, rr)
 		}
@@ -393,8 +397,10 @@ type agent struct {
 func (w *world) agent(store Store, change func(*Config)) *agent {
 	w.t.Helper()
 	a := &agent{events: make(chan Event, 1024)}
-	cfg := Config{Store: store, Dir: filepath.Join(w.dir, "netns"), ResolvConf: filepath.Join(w.dir, "resolv.conf"), Check: 100 * time.Millisecond, Save: time.Hour,
-		Report: func(e Event) { a.events <- e }}
+	cfg := Config{
+		Store: store, Dir: filepath.Join(w.dir, "netns"), ResolvConf: filepath.Join(w.dir, "resolv.conf"), Check: 100 * time.Millisecond, Save: time.Hour,
+		Report: func(e Event) { a.events <- e },
+	}
 	if change != nil {
 		change(&cfg)
 	}

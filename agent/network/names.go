@@ -328,8 +328,10 @@ func (s *nameServer) listen(ctx context.Context, a netip.Addr) error {
 	if err != nil {
 		return err
 	}
-	s.servers = append(s.servers, &dns.Server{Listener: &fewConnections{Listener: streams, slots: make(chan struct{}, nameConnections)}, Handler: handler,
-		ReadTimeout: nameIdle, WriteTimeout: nameIdle, IdleTimeout: func() time.Duration { return nameIdle }, MaxTCPQueries: nameQuestionsTCP})
+	s.servers = append(s.servers, &dns.Server{
+		Listener: &fewConnections{Listener: streams, slots: make(chan struct{}, nameConnections)}, Handler: handler,
+		ReadTimeout: nameIdle, WriteTimeout: nameIdle, IdleTimeout: func() time.Duration { return nameIdle }, MaxTCPQueries: nameQuestionsTCP,
+	})
 	return nil
 }
 
@@ -450,8 +452,9 @@ func (s *nameServer) answer(ctx context.Context, q *dns.Msg) *dns.Msg {
 			return code(dns.RcodeRefused)
 		}
 		return s.forward(ctx, q, code)
+	default: // refuse
+		return code(dns.RcodeRefused)
 	}
-	return code(dns.RcodeRefused)
 }
 
 // serviceAnswer holds the addresses of the asked family in random order.

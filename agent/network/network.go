@@ -360,23 +360,31 @@ func (n *Network) Run(ctx context.Context) error {
 				return nil
 			case <-time.After(settle):
 			}
-			n.round("uplink not followed", n.checkTurned)
+			if err := n.inTurn(n.checkTurned); err != nil {
+				n.log.Warn("uplink not followed", "error", err)
+			}
 		case <-check.C:
-			n.round("network rules not checked", n.checkTurned)
-			n.round("denied packets not read", n.readDeniedTurned)
-			n.round("name servers not started", func() error { n.startServersTurned(); return nil })
+			if err := n.inTurn(n.checkTurned); err != nil {
+				n.log.Warn("network rules not checked", "error", err)
+			}
+			if err := n.inTurn(n.readDeniedTurned); err != nil {
+				n.log.Warn("denied packets not read", "error", err)
+			}
+			n.turn.Lock()
+			n.startServersTurned()
+			n.turn.Unlock()
 		case <-save.C:
-			n.round("byte counters not saved", n.saveTurned)
+			if err := n.inTurn(n.saveTurned); err != nil {
+				n.log.Warn("byte counters not saved", "error", err)
+			}
 		}
 	}
 }
 
-func (n *Network) round(message string, do func() error) {
+func (n *Network) inTurn(do func() error) error {
 	n.turn.Lock()
 	defer n.turn.Unlock()
-	if err := do(); err != nil {
-		n.log.Warn(message, "error", err)
-	}
+	return do()
 }
 
 // loadTurned reads the store once.

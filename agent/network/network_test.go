@@ -121,13 +121,28 @@ func TestJudgeQuestion(t *testing.T) {
 		kind uint16
 		want kindOfName
 	}{
-		{"db.", dns.TypeA, inLease}, {"com.", dns.TypeNS, inLease}, {"localhost.", dns.TypeA, inLease},
-		{"example.com.", dns.TypeA, forward}, {"EXAMPLE.com.", dns.TypeHTTPS, forward}, {".", dns.TypeNS, forward}, {"1.1.1.1.in-addr.arpa.", dns.TypePTR, forward},
-		{"nas.local.", dns.TypeA, notExists}, {"nas.fritz.box.", dns.TypeA, notExists}, {"example.box.", dns.TypeA, forward}, {"NAS.LoCaL.", dns.TypeA, notExists}, {"a.b.internal.", dns.TypeA, notExists}, {"x.home.arpa.", dns.TypeA, notExists},
-		{"1.1.168.192.in-addr.arpa.", dns.TypePTR, notExists}, {"10.in-addr.arpa.", dns.TypeSOA, notExists}, {"b._dns-sd._udp.0.1.168.192.in-addr.arpa.", dns.TypePTR, notExists},
-		{"d.f.ip6.arpa.", dns.TypeNS, notExists}, {"zz.ip6.arpa.", dns.TypePTR, notExists}, {"a.a.0.0.0.0.7.4.6.0.6.2.ip6.arpa.", dns.TypePTR, notExists},
+		{"db.", dns.TypeA, inLease},
+		{"com.", dns.TypeNS, inLease},
+		{"localhost.", dns.TypeA, inLease},
+		{"example.com.", dns.TypeA, forward},
+		{"EXAMPLE.com.", dns.TypeHTTPS, forward},
+		{".", dns.TypeNS, forward},
+		{"1.1.1.1.in-addr.arpa.", dns.TypePTR, forward},
+		{"nas.local.", dns.TypeA, notExists},
+		{"nas.fritz.box.", dns.TypeA, notExists},
+		{"example.box.", dns.TypeA, forward},
+		{"NAS.LoCaL.", dns.TypeA, notExists},
+		{"a.b.internal.", dns.TypeA, notExists},
+		{"x.home.arpa.", dns.TypeA, notExists},
+		{"1.1.168.192.in-addr.arpa.", dns.TypePTR, notExists},
+		{"10.in-addr.arpa.", dns.TypeSOA, notExists},
+		{"b._dns-sd._udp.0.1.168.192.in-addr.arpa.", dns.TypePTR, notExists},
+		{"d.f.ip6.arpa.", dns.TypeNS, notExists},
+		{"zz.ip6.arpa.", dns.TypePTR, notExists},
+		{"a.a.0.0.0.0.7.4.6.0.6.2.ip6.arpa.", dns.TypePTR, notExists},
 		{"1.1.1.1.0.0.7.4.6.0.6.2.ip6.arpa.", dns.TypePTR, forward},
-		{"example.com.", dns.TypeANY, refuse}, {"example.com.", dns.TypeAXFR, refuse},
+		{"example.com.", dns.TypeANY, refuse},
+		{"example.com.", dns.TypeAXFR, refuse},
 	} {
 		q := new(dns.Msg)
 		q.SetQuestion(tc.name, tc.kind)
@@ -175,8 +190,10 @@ func FuzzJudgeQuestion(f *testing.F) {
 
 func TestFilterAnswer(t *testing.T) {
 	var records []dns.RR
-	for _, line := range []string{"a. 60 IN A 192.168.1.1", "a. 60 IN A 1.1.1.1", "a. 60 IN AAAA ::ffff:10.0.0.1", "a. 60 IN AAAA 64:ff9b::a00:1", "a. 60 IN AAAA 2606:4700::1", "a. 60 IN CNAME b.",
-		"a. 60 IN HTTPS 1 . ipv4hint=10.0.0.1", "a. 60 IN HTTPS 1 . ipv4hint=1.1.1.1", "a. 60 IN SVCB 1 . ipv6hint=fd00::1", "a. 60 IN TXT \"10.0.0.1\""} {
+	for _, line := range []string{
+		"a. 60 IN A 192.168.1.1", "a. 60 IN A 1.1.1.1", "a. 60 IN AAAA ::ffff:10.0.0.1", "a. 60 IN AAAA 64:ff9b::a00:1", "a. 60 IN AAAA 2606:4700::1", "a. 60 IN CNAME b.",
+		"a. 60 IN HTTPS 1 . ipv4hint=10.0.0.1", "a. 60 IN HTTPS 1 . ipv4hint=1.1.1.1", "a. 60 IN SVCB 1 . ipv6hint=fd00::1", "a. 60 IN TXT \"10.0.0.1\"",
+	} {
 		rr, err := dns.NewRR(line)
 		if err != nil {
 			t.Fatal(err)

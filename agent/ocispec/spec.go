@@ -96,8 +96,12 @@ func Build(in Input) (*specs.Spec, error) {
 	}
 
 	namespaces := []specs.LinuxNamespace{
-		{Type: specs.PIDNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace},
-		{Type: specs.MountNamespace}, {Type: specs.CgroupNamespace}, {Type: specs.NetworkNamespace},
+		{Type: specs.PIDNamespace},
+		{Type: specs.IPCNamespace},
+		{Type: specs.UTSNamespace},
+		{Type: specs.MountNamespace},
+		{Type: specs.CgroupNamespace},
+		{Type: specs.NetworkNamespace},
 	}
 	if at := in.Container.Attachment; at != nil {
 		if !path.IsAbs(at.NetNS) {

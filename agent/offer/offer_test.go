@@ -334,8 +334,11 @@ func TestPricesAtTheBeginningOfAChain(t *testing.T) {
 
 func TestABidHasAWindowWhereverTheChainHasAny(t *testing.T) {
 	for _, tc := range []struct{ least, most, want time.Duration }{
-		{time.Hour, 720 * time.Hour, time.Hour}, {2 * time.Hour, 720 * time.Hour, 2 * time.Hour},
-		{0, 720 * time.Hour, time.Hour}, {0, time.Minute, time.Minute}, {0, 0, 0},
+		{time.Hour, 720 * time.Hour, time.Hour},
+		{2 * time.Hour, 720 * time.Hour, 2 * time.Hour},
+		{0, 720 * time.Hour, time.Hour},
+		{0, time.Minute, time.Minute},
+		{0, 0, 0},
 	} {
 		b := testBox()
 		b.Params.MinReclamationWindow, b.Params.MaxReclamationWindow = durationpb.New(tc.least), durationpb.New(tc.most)

@@ -60,8 +60,10 @@ func hostile() *letting.Report {
 		Capacity: letting.Room{CPU: math.MaxInt64, Memory: 1, Storage: -1, GPUs: 1},
 		Leased:   letting.Room{CPU: -5, Memory: math.MaxInt64, Storage: 7, GPUs: math.MaxInt64},
 		Offered:  letting.Room{CPU: math.MaxInt64, Memory: math.MaxInt64},
-		Prices: &letting.Prices{Currency: evil, CPU: math.MaxInt64, Memory: -1, Storage: map[string]int64{evil: 1}, GPU: map[string]int64{evil: 1},
-			PowerWatts: math.MaxInt64, PowerKWh: math.MaxInt64},
+		Prices: &letting.Prices{
+			Currency: evil, CPU: math.MaxInt64, Memory: -1, Storage: map[string]int64{evil: 1}, GPU: map[string]int64{evil: 1},
+			PowerWatts: math.MaxInt64, PowerKWh: math.MaxInt64,
+		},
 		Earned: []letting.Coin{{Denom: evil, Amount: math.MaxInt64}, {Denom: "u<b>", Amount: math.MinInt64}, {Denom: "", Amount: 1}},
 	}
 	for range 100 {

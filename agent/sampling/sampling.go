@@ -177,7 +177,7 @@ func (s *Sampler) Read(ctx context.Context) ([]fleetapi.Reading, time.Time) {
 			s.miss(g.name, at, 1, errBusy)
 			continue
 		}
-		g.buf = p.files.buf
+		g.buf = p.buf
 		readings = append(readings, p.readings...)
 		if p.missed > 0 {
 			s.miss(g.name, at, p.missed, p.reason)

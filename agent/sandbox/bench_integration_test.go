@@ -135,7 +135,7 @@ const (
 )
 
 func newLane(b *testing.B) *lane {
-	dir, err := os.MkdirTemp("/tmp", "sb") // sockets want short paths
+	dir, err := os.MkdirTemp("/tmp", "sb") //nolint:usetesting // sockets want short paths
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -361,7 +361,7 @@ func (s *lane) containers(name, path string) *way {
 			s.b.Fatal(err)
 		}
 		var inside []int
-		for _, text := range strings.Fields(string(members)) {
+		for text := range strings.FieldsSeq(string(members)) {
 			pid, err := strconv.Atoi(text)
 			if err != nil {
 				s.b.Fatal(err)

@@ -44,10 +44,7 @@ func fail(reason Reason, format string, args ...any) *Error {
 
 // sortError turns an error of containerd's API into an [Error]: away or refused.
 func sortError(err error, doing string) error {
-	if err == nil {
-		return nil
-	}
-	if _, ok := errors.AsType[*Error](err); ok {
+	if _, ok := errors.AsType[*Error](err); ok || err == nil {
 		return err
 	}
 	switch code(err) {
@@ -55,8 +52,9 @@ func sortError(err error, doing string) error {
 		return fmt.Errorf("%s: %w", doing, context.Canceled)
 	case codes.Unavailable, codes.DeadlineExceeded:
 		return fail(RuntimeAway, "%s: container runtime is away: %s", doing, text(err))
+	default: // it was reached, and said no
+		return fail(RuntimeRefused, "%s: %s", doing, text(err))
 	}
-	return fail(RuntimeRefused, "%s: %s", doing, text(err))
 }
 
 // code is the status of a call, also when the context ended it.
@@ -112,6 +110,7 @@ func sortPullError(err error, image string) error {
 		return fail(RuntimeAway, "pull %s: container runtime is away: %s", image, message)
 	case codes.ResourceExhausted:
 		return fail(RuntimeRefused, "pull %s: %s", image, message)
+	default: // what the registry said is in the text
+		return ocispec.RegistryError(message, image, code(err) == codes.NotFound)
 	}
-	return ocispec.RegistryError(message, image, code(err) == codes.NotFound)
 }

@@ -258,8 +258,9 @@ func (s *Sandbox) sortExecError(err error, doing string) error {
 		return fail(UnknownContainer, "%s: it does not run", doing)
 	case codes.Canceled, codes.DeadlineExceeded, codes.Unavailable:
 		return sortError(err, doing)
+	default: // it was tried, and did not start
+		return fail(BadCommand, "%s: %s", doing, text(err))
 	}
-	return fail(BadCommand, "%s: %s", doing, text(err))
 }
 
 // processOf describes a command by the replica's own first program.

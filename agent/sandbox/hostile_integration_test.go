@@ -31,9 +31,16 @@ func devices() (all []file) {
 		mode         int
 		major, minor int64
 	}{
-		{tar.TypeChar, unix.S_IFCHR, 1, 1}, {tar.TypeChar, unix.S_IFCHR, 1, 11}, {tar.TypeChar, unix.S_IFCHR, 10, 237}, {tar.TypeChar, unix.S_IFCHR, 10, 130},
-		{tar.TypeChar, unix.S_IFCHR, 10, 236}, {tar.TypeChar, unix.S_IFCHR, 10, 232},
-		{tar.TypeBlock, unix.S_IFBLK, 7, 0}, {tar.TypeBlock, unix.S_IFBLK, 8, 0}, {tar.TypeBlock, unix.S_IFBLK, 254, 0}, {tar.TypeBlock, unix.S_IFBLK, 259, 0},
+		{tar.TypeChar, unix.S_IFCHR, 1, 1},
+		{tar.TypeChar, unix.S_IFCHR, 1, 11},
+		{tar.TypeChar, unix.S_IFCHR, 10, 237},
+		{tar.TypeChar, unix.S_IFCHR, 10, 130},
+		{tar.TypeChar, unix.S_IFCHR, 10, 236},
+		{tar.TypeChar, unix.S_IFCHR, 10, 232},
+		{tar.TypeBlock, unix.S_IFBLK, 7, 0},
+		{tar.TypeBlock, unix.S_IFBLK, 8, 0},
+		{tar.TypeBlock, unix.S_IFBLK, 254, 0},
+		{tar.TypeBlock, unix.S_IFBLK, 259, 0},
 	} {
 		all = append(all, file{name: fmt.Sprintf("brought/%d-%d-%d", d.mode, d.major, d.minor), mode: 0o666, kind: d.kind, major: d.major, minor: d.minor})
 	}

@@ -124,8 +124,7 @@ type stack struct {
 
 func newStack(t *testing.T) *stack {
 	t.Helper()
-	// Sockets want short paths.
-	dir, err := os.MkdirTemp("/tmp", "sb")
+	dir, err := os.MkdirTemp("/tmp", "sb") //nolint:usetesting // sockets want short paths
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -617,7 +616,8 @@ func (s *stack) pushBlob(reference string, digest v1.Hash, raw []byte) {
 func (s *stack) pushManifest(reference string, manifest interface {
 	RawManifest() ([]byte, error)
 	MediaType() (types.MediaType, error)
-}) {
+},
+) {
 	s.t.Helper()
 	raw, err := manifest.RawManifest()
 	if err != nil {

@@ -272,7 +272,7 @@ func (s *Sandbox) Stop(ctx context.Context, replica lease.ReplicaID, grace time.
 		if err := s.waitEnd(ctx, id, "", grace); err != nil {
 			return sortError(err, doing)
 		}
-		if found, err = s.find(ctx, id); err != nil {
+		if _, err = s.find(ctx, id); err != nil {
 			return err
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -217,7 +218,7 @@ func (b *broker) say(device string, payload fleetapi.Payload) {
 func (b *broker) messages() []message {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.got[:len(b.got):len(b.got)]
+	return slices.Clip(b.got)
 }
 
 // until waits for a moment at which what was stored satisfies done.

@@ -263,6 +263,7 @@ func (e *enrolment) renew(ctx context.Context, cert *tls.Certificate) error {
 		e.mu.Lock()
 		e.cert, e.wanted = nil, false
 		e.mu.Unlock()
+	default: // it came, or is asked for again
 	}
 	return err
 }

@@ -1,5 +1,6 @@
 //go:build integration
 
+//nolint:misspell // mosquitto is a broker
 package uplink
 
 import (

@@ -221,7 +221,7 @@ func TestKilledAtEveryEffect(t *testing.T) {
 						}
 					}
 					give()
-					<-closed
+					<-closed //nolint:errcheck // a close that was given up may fail
 					l.kill()
 				})
 				w.sound(t)

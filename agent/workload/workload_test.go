@@ -363,8 +363,10 @@ func TestPullsThatFail(t *testing.T) {
 		hopeless bool
 	}{
 		{"a registry that is down is asked again with growing pauses", errors.New("registry is down"), "registry is down", 18, 30, false},
-		{"an unknown image is asked for rarely, and the event says what to do",
-			&croft.Error{Kind: croft.KindNotFound, Err: errors.New("no such image")}, "check the image's name and tag", 6, 6, true},
+		{
+			"an unknown image is asked for rarely, and the event says what to do",
+			&croft.Error{Kind: croft.KindNotFound, Err: errors.New("no such image")}, "check the image's name and tag", 6, 6, true,
+		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			w := newWorld(t)

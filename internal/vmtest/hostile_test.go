@@ -499,7 +499,7 @@ func TestAHostileTenantHarmsNobody(t *testing.T) {
 // leave closes a deployment and waits until nothing of it is left on the box.
 func (s *siege) leave(t *testing.T, record *tenant.Record) {
 	t.Helper()
-	if _, err := s.me.Tenant.Close(t.Context(), record.ID(), nil); err != nil {
+	if _, err := s.me.Close(t.Context(), record.ID(), nil); err != nil {
 		t.Error(err)
 		return
 	}
@@ -612,12 +612,16 @@ func (s *siege) staysInside(t *testing.T) {
 		args       []string
 		harmless   []string
 	}{
-		{"the kernel's settings in /proc and /sys stay as they are, and its secrets secret", "settings", nil,
-			[]string{"/proc/sys/kernel/yama/ptrace_scope", "/proc/sys/net/ipv4/ip_forward", "/proc/(self|1)/oom_score_adj", "read /proc/1/(maps|environ)", "read /sys/module"}},
+		{
+			"the kernel's settings in /proc and /sys stay as they are, and its secrets secret", "settings", nil,
+			[]string{"/proc/sys/kernel/yama/ptrace_scope", "/proc/sys/net/ipv4/ip_forward", "/proc/(self|1)/oom_score_adj", "read /proc/1/(maps|environ)", "read /sys/module"},
+		},
 		{"devices of the box cannot be opened, made or not", "devices", []string{"/data"}, []string{"(open /dev/|make and open /.*/hostile-)(fuse|tun)"}},
 		{"it mounts nothing: no disk of the box, no kernel's file system, nothing of its own", "mounts", nil, nil},
-		{"in namespaces of its own it finds nothing of the box, and no release agent (CVE-2022-0492)", "spaces", nil,
-			[]string{"a namespace for time", "users of its own", "as root of users of its own, (make mounts shared|open a file system)"}},
+		{
+			"in namespaces of its own it finds nothing of the box, and no release agent (CVE-2022-0492)", "spaces", nil,
+			[]string{"a namespace for time", "users of its own", "as root of users of its own, (make mounts shared|open a file system)"},
+		},
 		{"system calls that change the machine or were holes before are refused", "calls", nil, []string{"read the kernel's log", "join a session of keys"}},
 		{"it takes hold of no process but its own", "ptrace", nil, []string{"attach to process 1"}}, // which is its first program
 		{"neither the runtime's program (CVE-2019-5736) nor a folder it left open (CVE-2024-21626) leads out", "runtime", nil, nil},
@@ -774,17 +778,21 @@ func snares() []snare {
 			c.User = "1000:1000"
 		}, deeds: map[string][]string{"runtime": nil}},
 		{service: "devices", files: []tar.Header{
-			{Typeflag: tar.TypeBlock, Name: "vda", Mode: 0o666, Devmajor: 254}, {Typeflag: tar.TypeBlock, Name: "vdb", Mode: 0o666, Devmajor: 253},
-			{Typeflag: tar.TypeChar, Name: "mem", Mode: 0o666, Devmajor: 1, Devminor: 1}, {Typeflag: tar.TypeChar, Name: "kmsg", Mode: 0o666, Devmajor: 1, Devminor: 11},
+			{Typeflag: tar.TypeBlock, Name: "vda", Mode: 0o666, Devmajor: 254},
+			{Typeflag: tar.TypeBlock, Name: "vdb", Mode: 0o666, Devmajor: 253},
+			{Typeflag: tar.TypeChar, Name: "mem", Mode: 0o666, Devmajor: 1, Devminor: 1},
+			{Typeflag: tar.TypeChar, Name: "kmsg", Mode: 0o666, Devmajor: 1, Devminor: 11},
 			{Typeflag: tar.TypeFifo, Name: "fifo", Mode: 0o666},
 		}, deeds: map[string][]string{"open": {"/vda", "/vdb", "/mem", "/kmsg"}}},
 		{service: "climbing", files: []tar.Header{
 			link("up", "/perm"), file("up/hostile-climbed"), link("far", "../../../../../../../../perm/croft"), file("far/hostile-climbed"),
-			file("../../../../../../perm/hostile-climbed"), {Typeflag: tar.TypeLink, Name: "journal", Linkname: "../../../../../../perm/croft/journal"},
+			file("../../../../../../perm/hostile-climbed"),
+			{Typeflag: tar.TypeLink, Name: "journal", Linkname: "../../../../../../perm/croft/journal"},
 		}, deeds: map[string][]string{"runtime": nil, "open": {"/journal"}}},
 		{service: "linked", files: []tar.Header{link("data", "/proc/1/root/perm"), link("etc", "/proc/self/cwd")}, deeds: map[string][]string{"runtime": nil}},
 		{service: "accounts", config: func(c *v1.Config) { c.User = "nobody-like-that" }, files: []tar.Header{
-			{Typeflag: tar.TypeDir, Name: "etc/", Mode: 0o755}, link("etc/passwd", "/dev/zero"), link("etc/group", "../../../../../../dev/zero")}},
+			{Typeflag: tar.TypeDir, Name: "etc/", Mode: 0o755}, link("etc/passwd", "/dev/zero"), link("etc/group", "../../../../../../dev/zero"),
+		}},
 		{service: "environ", config: func(c *v1.Config) { c.Env = append(c.Env, "LONG="+strings.Repeat("x", 1<<20)) }},
 		{service: "missing", config: func(c *v1.Config) { c.Entrypoint = []string{"/no/such/program"} }},
 		{service: "somebody", config: func(c *v1.Config) { c.User = "4294967295" }},
@@ -878,7 +886,7 @@ func push(ctx context.Context, repository string, image v1.Image) error {
 			return err
 		}
 		req.Header.Set("Content-Type", part.kind)
-		resp, err := http.DefaultClient.Do(req)
+		resp, err := (&http.Client{}).Do(req)
 		if err != nil {
 			return err
 		}
@@ -942,7 +950,7 @@ func (s *siege) sendSnares(t *testing.T) *tenant.Record {
 	if err != nil {
 		t.Fatal(err)
 	}
-	record, err := s.me.Tenant.Deploy(t.Context(), plan.ID(), tenant.DeployConfig{Detach: true, BidTimeout: 30 * time.Second})
+	record, err := s.me.Deploy(t.Context(), plan.ID(), tenant.DeployConfig{Detach: true, BidTimeout: 30 * time.Second})
 	if err != nil {
 		status, askErr := s.ask(t.Context())
 		t.Fatalf("%v; the box lets %+v, has let %+v, and says %+v, %v", err, status.Hosting.Capacity, status.Hosting.Leased, status.Hosting.WhyNot, askErr)

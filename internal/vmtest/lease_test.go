@@ -358,7 +358,7 @@ func TestALeaseOutlivesEverythingButItsEnd(t *testing.T) {
 		})
 	}
 
-	if _, err := p.me.Tenant.Close(t.Context(), record.ID(), nil); err != nil {
+	if _, err := p.me.Close(t.Context(), record.ID(), nil); err != nil {
 		t.Fatal(err)
 	}
 	p.waitState(letting.Open)

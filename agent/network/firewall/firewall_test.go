@@ -15,12 +15,46 @@ func TestIsPublic(t *testing.T) {
 		address string
 		want    bool
 	}{
-		{"8.8.8.8", true}, {"93.184.216.34", true}, {"1.1.1.1", true}, {"172.15.255.255", true}, {"172.32.0.0", true}, {"100.63.255.255", true}, {"100.128.0.0", true}, {"223.255.255.255", true},
-		{"0.0.0.0", false}, {"10.0.0.1", false}, {"100.64.0.0", false}, {"100.127.255.255", false}, {"127.0.0.1", false}, {"168.63.129.16", false}, {"169.254.169.254", false},
-		{"172.16.0.1", false}, {"172.31.255.255", false}, {"192.168.0.1", false}, {"198.19.255.255", false}, {"224.0.0.1", false}, {"240.0.0.1", false}, {"255.255.255.255", false},
-		{"2606:4700::1111", true}, {"2a00:1450::1", true}, {"3ffe::1", true},
-		{"::", false}, {"::1", false}, {"::ffff:192.168.1.1", false}, {"64:ff9b::a00:1", false}, {"fc00::1", false}, {"fd00:ec2::254", false}, {"fe80::1", false}, {"fe80::1%eth0", false},
-		{"fec0::1", false}, {"ff02::1", false}, {"2001::1", false}, {"2001:db8::1", false}, {"2002:c0a8:101::1", false}, {"4000::1", false}, {"3fff::1", false},
+		{"8.8.8.8", true},
+		{"93.184.216.34", true},
+		{"1.1.1.1", true},
+		{"172.15.255.255", true},
+		{"172.32.0.0", true},
+		{"100.63.255.255", true},
+		{"100.128.0.0", true},
+		{"223.255.255.255", true},
+		{"0.0.0.0", false},
+		{"10.0.0.1", false},
+		{"100.64.0.0", false},
+		{"100.127.255.255", false},
+		{"127.0.0.1", false},
+		{"168.63.129.16", false},
+		{"169.254.169.254", false},
+		{"172.16.0.1", false},
+		{"172.31.255.255", false},
+		{"192.168.0.1", false},
+		{"198.19.255.255", false},
+		{"224.0.0.1", false},
+		{"240.0.0.1", false},
+		{"255.255.255.255", false},
+		{"2606:4700::1111", true},
+		{"2a00:1450::1", true},
+		{"3ffe::1", true},
+		{"::", false},
+		{"::1", false},
+		{"::ffff:192.168.1.1", false},
+		{"64:ff9b::a00:1", false},
+		{"fc00::1", false},
+		{"fd00:ec2::254", false},
+		{"fe80::1", false},
+		{"fe80::1%eth0", false},
+		{"fec0::1", false},
+		{"ff02::1", false},
+		{"2001::1", false},
+		{"2001:db8::1", false},
+		{"2002:c0a8:101::1", false},
+		{"4000::1", false},
+		{"3fff::1", false},
 	} {
 		if got := IsPublic(netip.MustParseAddr(tc.address)); got != tc.want {
 			t.Errorf("isPublic(%s) = %v", tc.address, got)
@@ -64,8 +98,12 @@ func TestUplinks(t *testing.T) {
 	p, a := netip.MustParsePrefix, netip.MustParseAddr
 	addresses := []HostAddress{{"eth0", p("192.168.77.20/24")}, {"eth0", p("2606:4700:aa:bb42::20/64")}, {"eth0", p("fe80::5/64")}, {"eth1", p("198.51.100.7/29")}, {"wg0", p("fd12::2/64")}}
 	routes := []HostRoute{
-		{"eth0", p("0.0.0.0/0"), a("192.168.77.1")}, {"eth0", p("192.168.77.0/24"), netip.Addr{}}, {"eth0", p("203.0.112.0/22"), a("192.168.77.2")},
-		{"eth0", p("::/0"), a("fe80::1")}, {"wg0", p("::/0"), netip.Addr{}}, {"wg0", p("0.0.0.0/1"), netip.Addr{}},
+		{"eth0", p("0.0.0.0/0"), a("192.168.77.1")},
+		{"eth0", p("192.168.77.0/24"), netip.Addr{}},
+		{"eth0", p("203.0.112.0/22"), a("192.168.77.2")},
+		{"eth0", p("::/0"), a("fe80::1")},
+		{"wg0", p("::/0"), netip.Addr{}},
+		{"wg0", p("0.0.0.0/1"), netip.Addr{}},
 	}
 	got := JudgeUplinks(nil, 56, addresses, routes)
 	if !slices.Equal(got.Names4, []string{"eth0"}) || !slices.Equal(got.Names6, []string{"eth0"}) {
@@ -97,8 +135,10 @@ func TestRulesetFollowsLeases(t *testing.T) {
 	leases := map[string]Lease{key: {Egress: Full, Mail: true, Services: []Service{{Name: "db", Ports: []Port{
 		{Number: 5432, Protocol: "tcp", To: []string{"web", "absent"}}, {Number: 53, Protocol: "udp", To: []string{"db"}},
 	}}}}}
-	fetch := Fetch{Levels: []int{2}, Groups: []uint64{7}, Resolvers: []netip.Addr{netip.MustParseAddr("192.168.1.1"), netip.MustParseAddr("fe80::1")},
-		Allowed: []netip.AddrPort{netip.MustParseAddrPort("192.168.1.7:5000"), netip.MustParseAddrPort("[::ffff:192.168.1.7]:5001"), netip.MustParseAddrPort("[fd12::7]:443")}}
+	fetch := Fetch{
+		Levels: []int{2}, Groups: []uint64{7}, Resolvers: []netip.Addr{netip.MustParseAddr("192.168.1.1"), netip.MustParseAddr("fe80::1")},
+		Allowed: []netip.AddrPort{netip.MustParseAddrPort("192.168.1.7:5000"), netip.MustParseAddrPort("[::ffff:192.168.1.7]:5001"), netip.MustParseAddrPort("[fd12::7]:443")},
+	}
 	build := func(l map[string]Lease, r ...Replica) *Ruleset {
 		return Build(Limits{1, 2, 3}, Uplinks{Names4: []string{"eth0"}}, nil, fetch, l, r)
 	}
@@ -170,9 +210,11 @@ func TestModulesAreEnough(t *testing.T) {
 	// The kernel here has everything built in, so that this shows only that each
 	// expression the rules use is known to some module of the list or to nf_tables
 	// itself; the VM shows the rest.
-	home := map[string]string{"*expr.Connlimit": "nft_connlimit", "*expr.Limit": "nft_limit", "*expr.Masq": "nft_masq", "*expr.Ct": "nft_ct",
+	home := map[string]string{
+		"*expr.Connlimit": "nft_connlimit", "*expr.Limit": "nft_limit", "*expr.Masq": "nft_masq", "*expr.Ct": "nft_ct",
 		"*expr.Meta": "nf_tables", "*expr.Cmp": "nf_tables", "*expr.Payload": "nf_tables", "*expr.Lookup": "nf_tables", "*expr.Bitwise": "nf_tables",
-		"*expr.Dynset": "nf_tables", "*expr.Exthdr": "nf_tables", "*expr.Socket": "nft_socket", "*expr.Reject": "nft_reject_inet", "*expr.Counter": "nf_tables", "*expr.Verdict": "nf_tables"}
+		"*expr.Dynset": "nf_tables", "*expr.Exthdr": "nf_tables", "*expr.Socket": "nft_socket", "*expr.Reject": "nft_reject_inet", "*expr.Counter": "nf_tables", "*expr.Verdict": "nf_tables",
+	}
 	for _, c := range buildChains(Limits{1, 1, 1}, []int{1}) {
 		for _, r := range c.rules {
 			for _, e := range r.exprs {
@@ -195,6 +237,8 @@ func testReplica(key, service string, index int) Replica {
 	if service == "db" {
 		n += 64
 	}
-	return Replica{Lease: key, Service: service, Link: fmt.Sprintf("lv%s-%s%d", key[:2], service, index),
-		Address4: netip.AddrFrom4([4]byte{10, 88, 0, n}), Address6: netip.AddrFrom16([16]byte{0: 0xfd, 15: n})}
+	return Replica{
+		Lease: key, Service: service, Link: fmt.Sprintf("lv%s-%s%d", key[:2], service, index),
+		Address4: netip.AddrFrom4([4]byte{10, 88, 0, n}), Address6: netip.AddrFrom16([16]byte{0: 0xfd, 15: n}),
+	}
 }

@@ -82,14 +82,16 @@ func Replace(want *Ruleset) error {
 	for _, ch := range want.chains {
 		k := &nftables.Chain{Name: ch.name, Table: t}
 		if b := ch.base; b != nil {
-			k.Type, k.Hooknum, k.Priority, k.Policy = b.kind, b.hook, nftables.ChainPriorityRef(b.at), &b.policy
+			k.Type, k.Hooknum, k.Priority, k.Policy = b.kind, b.hook, new(b.at), &b.policy
 		}
 		chains[ch.name] = c.AddChain(k)
 	}
 	for _, ch := range want.chains {
 		for i, r := range ch.rules {
-			c.AddRule(&nftables.Rule{Table: t, Chain: chains[ch.name], Exprs: r.exprs,
-				UserData: userdata.AppendString(nil, userdata.TypeComment, want.mark(ch, i))})
+			c.AddRule(&nftables.Rule{
+				Table: t, Chain: chains[ch.name], Exprs: r.exprs,
+				UserData: userdata.AppendString(nil, userdata.TypeComment, want.mark(ch, i)),
+			})
 		}
 	}
 	return c.Flush()

@@ -604,15 +604,15 @@ func masquerade() []expr.Any { return []expr.Any{&expr.Masq{FullyRandom: true}} 
 func (r *Ruleset) structure() string {
 	h := sha256.New()
 	for _, s := range r.sets {
-		fmt.Fprintf(h, "set %s %v %v %v %v\n", s.name, s.key, s.value != nil, s.interval, s.dynamic)
+		_, _ = fmt.Fprintf(h, "set %s %v %v %v %v\n", s.name, s.key, s.value != nil, s.interval, s.dynamic)
 	}
 	for _, c := range r.chains {
-		fmt.Fprintf(h, "chain %s %v\n", c.name, c.base != nil)
+		_, _ = fmt.Fprintf(h, "chain %s %v\n", c.name, c.base != nil)
 		for _, x := range c.rules {
-			fmt.Fprintf(h, "rule %s\n", x.comment)
+			_, _ = fmt.Fprintf(h, "rule %s\n", x.comment)
 			for _, e := range x.exprs {
 				raw, err := expr.Marshal(byte(nftables.TableFamilyINet), e)
-				fmt.Fprintf(h, "%x %v\n", raw, err)
+				_, _ = fmt.Fprintf(h, "%x %v\n", raw, err)
 			}
 		}
 	}

@@ -134,12 +134,16 @@ func roomRows(w Words) []RoomRow {
 		words                        func(amount int64) string
 		share                        func(part, total int64) string
 	}{
-		{sayCores, w.Leased.CPU, w.Offered.CPU, w.Free.CPU, w.Capacity.CPU, coresWords,
-			func(part, total int64) string { return coresWords(part) + " of " + countCores(total) }},
+		{
+			sayCores, w.Leased.CPU, w.Offered.CPU, w.Free.CPU, w.Capacity.CPU, coresWords,
+			func(part, total int64) string { return coresWords(part) + " of " + countCores(total) },
+		},
 		{sayMemory, w.Leased.Memory, w.Offered.Memory, w.Free.Memory, w.Capacity.Memory, binarySize, binaryShare},
 		{sayStorage, w.Leased.Storage, w.Offered.Storage, w.Free.Storage, w.Capacity.Storage, binarySize, binaryShare},
-		{sayGPUs, w.Leased.GPUs, w.Offered.GPUs, w.Free.GPUs, w.Capacity.GPUs, func(n int64) string { return fmt.Sprint(n) },
-			func(part, total int64) string { return fmt.Sprintf("%d of %d", part, total) }},
+		{
+			sayGPUs, w.Leased.GPUs, w.Offered.GPUs, w.Free.GPUs, w.Capacity.GPUs, func(n int64) string { return fmt.Sprint(n) },
+			func(part, total int64) string { return fmt.Sprintf("%d of %d", part, total) },
+		},
 	} {
 		if r.total <= 0 {
 			continue

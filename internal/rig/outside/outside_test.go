@@ -271,7 +271,7 @@ func TestADownloadCanBeHeld(t *testing.T) {
 		t.Fatal(err)
 	}
 	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
-	resp, err := client.Get("http://" + r.Address() + "/v2/ovrclk/lunie-light/blobs/" + manifest.Config.Digest)
+	resp, err := client.Get("http://" + r.Address() + "/v2/ovrclk/lunie-light/blobs/" + manifest.Config.Digest) //nolint:bodyclose // it is closed below
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,7 +10,7 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
-	"log"
+	"log/slog"
 	"net/http"
 	"os"
 	"slices"
@@ -24,23 +24,29 @@ import (
 var pieces = map[string]func() error{"words": words, "hash": hash, "calls": calls}
 
 func main() {
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
 	if len(os.Args) == 2 {
 		took, err := do(os.Args[1])
-		if err != nil {
-			log.Fatal(err)
+		if err == nil {
+			_, err = fmt.Fprintln(os.Stdout, took.Seconds())
 		}
-		fmt.Println(took.Seconds())
+		if err != nil {
+			log.Error("piece of work not done", "error", err)
+			os.Exit(1)
+		}
 		return
 	}
-	http.HandleFunc("GET /{kind}", func(w http.ResponseWriter, r *http.Request) {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /{kind}", func(w http.ResponseWriter, r *http.Request) {
 		took, err := do(r.PathValue("kind"))
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusBadRequest)
 			return
 		}
-		fmt.Fprintln(w, took.Seconds())
+		_, _ = fmt.Fprintln(w, took.Seconds()) // who asked may be gone
 	})
-	log.Fatal(http.ListenAndServe(":9998", nil))
+	log.Error("gauge ended", "error", http.ListenAndServe(":9998", mux))
+	os.Exit(1)
 }
 
 // do returns the processor time that a piece took, as this machine counts it.

@@ -160,7 +160,7 @@ func privileges(r *reporter, folders []string) {
 			if err := os.WriteFile(path, own, 0o755); err != nil {
 				return "", errnoOf(err)
 			}
-			defer os.Remove(path)
+			defer func() { _ = os.Remove(path) }()
 			if err := os.Chmod(path, 0o4755|fs.ModeSetuid); err != nil {
 				return "", errnoOf(err)
 			}

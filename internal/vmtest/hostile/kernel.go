@@ -105,11 +105,26 @@ var numbers = []struct {
 	kind         uint32
 	major, minor uint32
 }{
-	{"mem", unix.S_IFCHR, 1, 1}, {"kmem", unix.S_IFCHR, 1, 2}, {"port", unix.S_IFCHR, 1, 4}, {"kmsg", unix.S_IFCHR, 1, 11},
-	{"vda", unix.S_IFBLK, 254, 0}, {"vda-253", unix.S_IFBLK, 253, 0}, {"vda-252", unix.S_IFBLK, 252, 0}, {"sda", unix.S_IFBLK, 8, 0},
-	{"loop0", unix.S_IFBLK, 7, 0}, {"loop-control", unix.S_IFCHR, 10, 237}, {"device-mapper", unix.S_IFCHR, 10, 236},
-	{"kvm", unix.S_IFCHR, 10, 232}, {"tun", unix.S_IFCHR, 10, 200}, {"fuse", unix.S_IFCHR, 10, 229}, {"tpm0", unix.S_IFCHR, 10, 224}, {"watchdog", unix.S_IFCHR, 10, 130},
-	{"vhost-net", unix.S_IFCHR, 10, 238}, {"ttyS0", unix.S_IFCHR, 4, 64}, {"console", unix.S_IFCHR, 5, 1}, {"nvidiactl", unix.S_IFCHR, 195, 255},
+	{"mem", unix.S_IFCHR, 1, 1},
+	{"kmem", unix.S_IFCHR, 1, 2},
+	{"port", unix.S_IFCHR, 1, 4},
+	{"kmsg", unix.S_IFCHR, 1, 11},
+	{"vda", unix.S_IFBLK, 254, 0},
+	{"vda-253", unix.S_IFBLK, 253, 0},
+	{"vda-252", unix.S_IFBLK, 252, 0},
+	{"sda", unix.S_IFBLK, 8, 0},
+	{"loop0", unix.S_IFBLK, 7, 0},
+	{"loop-control", unix.S_IFCHR, 10, 237},
+	{"device-mapper", unix.S_IFCHR, 10, 236},
+	{"kvm", unix.S_IFCHR, 10, 232},
+	{"tun", unix.S_IFCHR, 10, 200},
+	{"fuse", unix.S_IFCHR, 10, 229},
+	{"tpm0", unix.S_IFCHR, 10, 224},
+	{"watchdog", unix.S_IFCHR, 10, 130},
+	{"vhost-net", unix.S_IFCHR, 10, 238},
+	{"ttyS0", unix.S_IFCHR, 4, 64},
+	{"console", unix.S_IFCHR, 5, 1},
+	{"nvidiactl", unix.S_IFCHR, 195, 255},
 }
 
 // devices opens those of the machine: as the image has them, then made anew, in the
@@ -123,7 +138,7 @@ func devices(r *reporter, folders []string) {
 				if err := unix.Mknod(path, d.kind|0o666, int(unix.Mkdev(d.major, d.minor))); err != nil {
 					return "", err
 				}
-				defer os.Remove(path)
+				defer func() { _ = os.Remove(path) }()
 				return open(path)
 			})
 		}
@@ -157,10 +172,27 @@ func mounts(r *reporter, args []string) {
 		data         string
 		foreign      bool // not to be had of an enclosure's own kernel
 	}{
-		{"none", "tmpfs", 0, "", false}, {"proc", "proc", 0, "", false}, {"sysfs", "sysfs", 0, "", false}, {"cgroup", "cgroup", 0, "rdma", false}, {"cgroup", "cgroup", 0, "memory", false}, {"cgroup2", "cgroup2", 0, "", false},
-		{"/", "", unix.MS_BIND | unix.MS_REC, "", false}, {"/proc/1/root", "", unix.MS_BIND, "", false}, {"dev", "devtmpfs", 0, "", false}, {"debugfs", "debugfs", 0, "", true}, {"securityfs", "securityfs", 0, "", true},
-		{"bpf", "bpf", 0, "", true}, {"mqueue", "mqueue", 0, "", false}, {"efivarfs", "efivarfs", 0, "", true}, {"overlay", "overlay", 0, "lowerdir=/,upperdir=/tmp,workdir=/tmp/w", false},
-		{"/dev/vda", "ext4", 0, "", true}, {"/dev/vda4", "ext4", 0, "", true}, {"/dev/loop0", "ext4", 0, "", true}, {"10.0.2.2:/", "nfs", 0, "addr=10.0.2.2", true}, {"9p", "9p", 0, "trans=virtio", true}, {"x", "fuse", 0, "fd=0,rootmode=40000,user_id=0,group_id=0", false},
+		{"none", "tmpfs", 0, "", false},
+		{"proc", "proc", 0, "", false},
+		{"sysfs", "sysfs", 0, "", false},
+		{"cgroup", "cgroup", 0, "rdma", false},
+		{"cgroup", "cgroup", 0, "memory", false},
+		{"cgroup2", "cgroup2", 0, "", false},
+		{"/", "", unix.MS_BIND | unix.MS_REC, "", false},
+		{"/proc/1/root", "", unix.MS_BIND, "", false},
+		{"dev", "devtmpfs", 0, "", false},
+		{"debugfs", "debugfs", 0, "", true},
+		{"securityfs", "securityfs", 0, "", true},
+		{"bpf", "bpf", 0, "", true},
+		{"mqueue", "mqueue", 0, "", false},
+		{"efivarfs", "efivarfs", 0, "", true},
+		{"overlay", "overlay", 0, "lowerdir=/,upperdir=/tmp,workdir=/tmp/w", false},
+		{"/dev/vda", "ext4", 0, "", true},
+		{"/dev/vda4", "ext4", 0, "", true},
+		{"/dev/loop0", "ext4", 0, "", true},
+		{"10.0.2.2:/", "nfs", 0, "addr=10.0.2.2", true},
+		{"9p", "9p", 0, "trans=virtio", true},
+		{"x", "fuse", 0, "fd=0,rootmode=40000,user_id=0,group_id=0", false},
 	} {
 		r.try(fmt.Sprintf("%smount %s %s", how, m.source, m.kind), func() (string, error) {
 			if err := unix.Mount(m.source, at, m.kind, m.flags, m.data); err != nil {

@@ -27,7 +27,7 @@ func forks(r *reporter, args []string) {
 		}
 		if pid == 0 {
 			for { // the copy has one thread and no Go runtime
-				syscall.RawSyscall(syscall.SYS_PAUSE, 0, 0, 0)
+				_, _, _ = syscall.RawSyscall(syscall.SYS_PAUSE, 0, 0, 0)
 			}
 		}
 		children = append(children, int(pid))
@@ -106,7 +106,7 @@ func spin(r *reporter, args []string) {
 	for range n {
 		go func() {
 			for time.Now().Before(end) {
-				for i := 0; i < 1<<16; i++ {
+				for i := range 1 << 16 {
 					_ = i * i
 				}
 			}

@@ -11,7 +11,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io/fs"
-	"log"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -24,16 +24,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// warden is what the program does, and its log of what it could not see.
+type warden struct{ log *slog.Logger }
+
 func main() {
-	http.HandleFunc("GET /look", func(w http.ResponseWriter, _ *http.Request) {
-		if err := json.NewEncoder(w).Encode(look()); err != nil {
-			log.Print(err)
+	wd := warden{log: slog.New(slog.NewTextHandler(os.Stderr, nil))}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /look", func(w http.ResponseWriter, _ *http.Request) {
+		if err := json.NewEncoder(w).Encode(wd.look()); err != nil {
+			wd.log.Error("sight not sent", "error", err)
 		}
 	})
-	http.HandleFunc("POST /kill", func(w http.ResponseWriter, r *http.Request) {
-		fmt.Fprintln(w, kill(r.URL.Query().Get("program")))
+	mux.HandleFunc("POST /kill", func(w http.ResponseWriter, r *http.Request) {
+		_, _ = fmt.Fprintln(w, wd.kill(r.URL.Query().Get("program"))) // who asked may be gone
 	})
-	log.Fatal(http.ListenAndServe(":9999", nil))
+	wd.log.Error("warden ended", "error", http.ListenAndServe(":9999", mux))
+	os.Exit(1)
 }
 
 // Sight is what is on the box. Names are sorted.
@@ -62,18 +68,18 @@ type Process struct {
 	CPU     float64 // seconds that it has worked
 }
 
-func look() Sight {
+func (wd warden) look() Sight {
 	s := Sight{
-		Processes: processes(), Links: names("/sys/class/net"), Spaces: names("/run/croft/netns"), Disks: names("/perm/croft/hosting/leases"),
-		Images: size("/perm/containerd/io.containerd.content.v1.content/blobs") + size("/perm/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots"),
+		Processes: wd.processes(), Links: names("/sys/class/net"), Spaces: names("/run/croft/netns"), Disks: names("/perm/croft/hosting/leases"),
+		Images: wd.size("/perm/containerd/io.containerd.content.v1.content/blobs") + wd.size("/perm/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots"),
 	}
 	for line := range strings.Lines(text("/proc/mounts")) {
 		s.Mounts = append(s.Mounts, strings.Fields(line)[1])
 	}
-	for _, dm := range glob("/sys/block/dm-*/dm/name") {
+	for _, dm := range wd.glob("/sys/block/dm-*/dm/name") {
 		s.Mapper = append(s.Mapper, strings.TrimSpace(text(dm)))
 	}
-	for _, loop := range glob("/sys/block/loop*/loop/backing_file") {
+	for _, loop := range wd.glob("/sys/block/loop*/loop/backing_file") {
 		s.Loops = append(s.Loops, strings.TrimSpace(text(loop)))
 	}
 	err := filepath.WalkDir("/sys/fs/cgroup", func(path string, d fs.DirEntry, err error) error {
@@ -83,17 +89,17 @@ func look() Sight {
 		return nil
 	})
 	if err != nil {
-		log.Print(err)
+		wd.log.Error("cgroups not read", "error", err)
 	}
 	addresses, err := net.InterfaceAddrs()
 	if err != nil {
-		log.Print(err)
+		wd.log.Error("addresses not read", "error", err)
 	}
 	for _, a := range addresses {
 		s.Addresses = append(s.Addresses, a.String())
 	}
 	if _, err := fmt.Sscan(text("/proc/uptime"), &s.Uptime, &s.Idle); err != nil {
-		log.Print(err)
+		wd.log.Error("time since the start not read", "error", err)
 	}
 	s.Memory = map[string]int64{}
 	for line := range strings.Lines(text("/proc/meminfo")) {
@@ -107,9 +113,9 @@ func look() Sight {
 	return s
 }
 
-func processes() []Process {
+func (wd warden) processes() []Process {
 	var list []Process
-	for _, exe := range glob("/proc/[0-9]*/exe") {
+	for _, exe := range wd.glob("/proc/[0-9]*/exe") {
 		program, err := os.Readlink(exe)
 		if err != nil {
 			continue // it has ended, or is the kernel's
@@ -138,15 +144,15 @@ func processes() []Process {
 }
 
 // kill ends a program's processes, and waits until the last has gone or another has come.
-func kill(program string) int {
+func (wd warden) kill(program string) int {
 	n := 0
-	for _, p := range processes() {
+	for _, p := range wd.processes() {
 		if p.Program == program && unix.Kill(p.PID, unix.SIGKILL) == nil {
 			n++
 		}
 	}
 	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
-		if !slices.ContainsFunc(processes(), func(p Process) bool { return p.Program == program }) {
+		if !slices.ContainsFunc(wd.processes(), func(p Process) bool { return p.Program == program }) {
 			break
 		}
 	}
@@ -154,7 +160,7 @@ func kill(program string) int {
 }
 
 // size is what the files below a folder take, in bytes.
-func size(folder string) int64 {
+func (wd warden) size(folder string) int64 {
 	var sum int64
 	err := filepath.WalkDir(folder, func(_ string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
@@ -166,7 +172,7 @@ func size(folder string) int64 {
 		return nil
 	})
 	if err != nil {
-		log.Print(err)
+		wd.log.Error("folder not measured", "folder", folder, "error", err)
 	}
 	return sum
 }
@@ -191,10 +197,10 @@ func names(folder string) []string {
 	return list
 }
 
-func glob(pattern string) []string {
+func (wd warden) glob(pattern string) []string {
 	list, err := filepath.Glob(pattern)
 	if err != nil {
-		log.Print(err)
+		wd.log.Error("pattern not understood", "pattern", pattern, "error", err)
 	}
 	return list
 }

@@ -78,13 +78,13 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) 
 	case verb == "list" && len(args) == 2:
 		entries, err := os.ReadDir(args[1])
 		for _, e := range entries {
-			fmt.Fprintln(stdout, e.Name())
+			_, _ = fmt.Fprintln(stdout, e.Name())
 		}
 		return err
 	case verb == "find" && len(args) == 2:
 		addresses, err := net.DefaultResolver.LookupHost(ctx, args[1])
 		for _, a := range addresses {
-			fmt.Fprintln(stdout, a)
+			_, _ = fmt.Fprintln(stdout, a)
 		}
 		return err
 	case verb == "dial" && len(args) == 2:
@@ -92,7 +92,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) 
 		if err != nil {
 			return err
 		}
-		fmt.Fprintln(stdout, "it listens")
+		_, _ = fmt.Fprintln(stdout, "it listens")
 		return conn.Close()
 	case verb == "cat":
 		_, err := io.Copy(stdout, stdin)
@@ -132,7 +132,7 @@ func echo(ctx context.Context, port string, log io.Writer) error {
 		packets.Close()
 	})
 	defer stop()
-	fmt.Fprintf(log, "listening on %s\n", listener.Addr())
+	_, _ = fmt.Fprintf(log, "listening on %s\n", listener.Addr())
 	for {
 		conn, err := listener.Accept()
 		if err != nil {
