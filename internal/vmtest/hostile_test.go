@@ -58,16 +58,16 @@ profiles:
   compute:
     evil:
       resources:
-        cpu: {units: 0.5}
+        cpu: {units: 0.8}
         memory: {size: 256Mi}
-        storage: [{size: 8Mi}, {name: data, size: 8Mi, attributes: {persistent: true, class: beta1}}]
+        storage: [{size: 16Mi}, {name: data, size: 8Mi, attributes: {persistent: true, class: beta1}}]
     bomb: {resources: {cpu: {units: 0.3}, memory: {size: 128Mi}, storage: {size: 8Mi}}}
   placement: {dc: {pricing: {evil: {denom: uakt, amount: 1000}, bomb: {denom: uakt, amount: 1000}}}}
 deployment: {evil: {dc: {profile: evil, count: 1}}, bomb: {dc: {profile: bomb, count: 1}}}
 `
-	hostileRoot = 8 << 20
-	hostileDisk = (24 + 2*12) << 20 // what the lease pays for and two services' logs
-	sandboxCPU  = 0.1 + 0.5 + 0.3
+	hostileRoot = 16 << 20
+	hostileDisk = (32 + 2*12) << 20 // what the lease pays for and two services' logs
+	sandboxCPU  = 0.1 + 0.8 + 0.3
 )
 
 // attempt is what the hostile program tells of one thing that it tried.
@@ -711,6 +711,7 @@ func (s *siege) fillsDisks(t *testing.T) {
 		}
 	}
 	s.during(t, "a full root is the lease's own matter", func(t *testing.T) {
+		s.evilDoes(t, "clear", "/tmp") // other deeds have left things there
 		full(t, "fill", "/tmp", "400", hostileRoot)
 		s.evilDoes(t, "clear", "/tmp")
 	})

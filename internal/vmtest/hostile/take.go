@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -172,9 +173,11 @@ func inodes(r *reporter, args []string) {
 
 // clearFolder removes what fill and inodes made.
 func clearFolder(r *reporter, args []string) {
-	for _, what := range []string{"hostile-fill", "hostile-inodes"} {
-		r.try("remove "+what, func() (string, error) { return "", os.RemoveAll(filepath.Join(args[0], what)) })
+	entries, err := os.ReadDir(args[0])
+	for _, e := range entries {
+		err = errors.Join(err, os.RemoveAll(filepath.Join(args[0], e.Name())))
 	}
+	r.try("clear "+args[0], func() (string, error) { return fmt.Sprintf("%d entries", len(entries)), err })
 }
 
 // links puts snares into a folder: links to where whoever follows them from outside
