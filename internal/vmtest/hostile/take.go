@@ -171,7 +171,7 @@ func inodes(r *reporter, args []string) {
 	r.tell(a)
 }
 
-// clearFolder removes what fill and inodes made.
+// clearFolder empties a folder.
 func clearFolder(r *reporter, args []string) {
 	entries, err := os.ReadDir(args[0])
 	for _, e := range entries {
