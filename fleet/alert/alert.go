@@ -57,7 +57,6 @@ package alert
 
 import (
 	"context"
-	"database/sql"
 	"embed"
 	"errors"
 	"fmt"
@@ -269,7 +268,7 @@ const (
 )
 
 func (s *Store) sweep(ctx context.Context) error {
-	alerts, messages := micros(time.Now().Add(-keepAlerts)), micros(time.Now().Add(-keepMessages))
+	alerts, messages := db.Micros(time.Now().Add(-keepAlerts)), db.Micros(time.Now().Add(-keepMessages))
 	return s.db.Write(ctx, func(tx *db.Tx) error {
 		for _, old := range []struct {
 			sql    string
@@ -294,48 +293,4 @@ func usage(format string, args ...any) error {
 
 func notFound(what string) error {
 	return &croft.Error{Kind: croft.KindNotFound, Err: errors.New("there is no such " + what)}
-}
-
-type scanner func(...any) error
-
-func all[T any](tx *db.Tx, one func(scanner) (T, error), query string, args ...any) ([]T, error) {
-	rows, err := tx.Query(query, args...)
-	if err != nil {
-		return nil, err
-	}
-	return collect(rows, one)
-}
-
-func collect[T any](rows *sql.Rows, one func(scanner) (T, error)) ([]T, error) {
-	defer rows.Close()
-	var out []T
-	for rows.Next() {
-		v, err := one(rows.Scan)
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, v)
-	}
-	return out, rows.Err()
-}
-
-func micros(t time.Time) int64 {
-	if t.IsZero() {
-		return 0
-	}
-	return t.UnixMicro()
-}
-
-func instant(us int64) time.Time {
-	if us == 0 {
-		return time.Time{}
-	}
-	return time.UnixMicro(us).UTC()
-}
-
-func bit(b bool) int64 {
-	if b {
-		return 1
-	}
-	return 0
 }

@@ -57,7 +57,7 @@ func (s *Store) judge(ctx context.Context) error {
 
 func (s *Store) look(ctx context.Context, rules []Rule) *look {
 	l := &look{
-		now: instant(micros(time.Now())), rules: rules, boxes: map[croft.DeviceID]Box{},
+		now: db.Instant(db.Micros(time.Now())), rules: rules, boxes: map[croft.DeviceID]Box{},
 		values: map[string]map[croft.DeviceID]float64{}, selectors: map[string]labels.Selector{}, failed: map[string]string{},
 	}
 	patient := func(do func(context.Context) error) error {
@@ -219,10 +219,10 @@ func (t *turn) settle() error {
 }
 
 func (t *turn) load() error {
-	items, err := all(t.Tx, func(scan scanner) (i item, err error) {
+	items, err := db.All(t.Tx, func(scan db.Scan) (i item, err error) {
 		var since, clear, ended int64
 		err = scan(&i.rule, &i.target, &i.state, &since, &clear, &i.alert, &ended, &i.flaps)
-		i.since, i.clear, i.ended = instant(since), instant(clear), instant(ended)
+		i.since, i.clear, i.ended = db.Instant(since), db.Instant(clear), db.Instant(ended)
 		return i, err
 	}, "SELECT rule, target, state, since, clear, alert, ended, flaps FROM alert_items")
 	if err != nil {
@@ -258,7 +258,7 @@ func (t *turn) note() error {
 			j.at = t.now
 		}
 		if _, err := t.Exec("INSERT INTO alert_judged (rule, at, error) VALUES (?, ?, ?) ON CONFLICT (rule) DO UPDATE SET at = excluded.at, error = excluded.error",
-			r.ID, micros(j.at), j.err); err != nil {
+			r.ID, db.Micros(j.at), j.err); err != nil {
 			return err
 		}
 	}
@@ -322,7 +322,7 @@ func (t *turn) single(r Rule) error {
 // owners is whose boxes those were of which a rule's alerts are, when they fired.
 func (t *turn) owners(rule string) (map[string]string, error) {
 	type row struct{ device, owner string }
-	rows, err := all(t.Tx, func(scan scanner) (r row, err error) { return r, scan(&r.device, &r.owner) },
+	rows, err := db.All(t.Tx, func(scan db.Scan) (r row, err error) { return r, scan(&r.device, &r.owner) },
 		"SELECT device, owner FROM alert_alerts WHERE rule = ? AND ended = 0 AND device <> ''", rule)
 	out := map[string]string{}
 	for _, r := range rows {
@@ -457,7 +457,7 @@ func (t *turn) store(old, next item) error {
 	default:
 		_, err = t.Exec(`INSERT INTO alert_items (rule, target, state, since, clear, alert, ended, flaps) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
 			ON CONFLICT (rule, target) DO UPDATE SET state = excluded.state, since = excluded.since, clear = excluded.clear, alert = excluded.alert, ended = excluded.ended, flaps = excluded.flaps`,
-			next.rule, next.target, string(next.state), micros(next.since), micros(next.clear), next.alert, micros(next.ended), next.flaps)
+			next.rule, next.target, string(next.state), db.Micros(next.since), db.Micros(next.clear), next.alert, db.Micros(next.ended), next.flaps)
 	}
 	return err
 }
@@ -535,18 +535,18 @@ func (t *turn) fire(r Rule, i item, f found) error {
 	_, err = t.Exec(`INSERT INTO alert_alerts (id, rule, name, severity, target, device, box, owner, labels, members, sentence, advice, value, since, fired, ended, reason, told, withheld, acked, acked_by, note)
 		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, '', 0, '', 0, '', '')`,
 		a.ID, a.Rule, a.Name, string(a.Severity), a.Target, string(a.Device), a.Box, a.Owner, string(labels), string(members),
-		a.Sentence, a.advice, a.Value, micros(a.Since), micros(a.Fired))
+		a.Sentence, a.advice, a.Value, db.Micros(a.Since), db.Micros(a.Fired))
 	return err
 }
 
 // resolve ends an alert, and tells who was told that it fired.
 func (t *turn) resolve(id, reason string) error {
 	t.news = true
-	if _, err := t.Exec("UPDATE alert_alerts SET ended = ?, reason = ?, withheld = '' WHERE id = ?", micros(t.now), reason, id); err != nil {
+	if _, err := t.Exec("UPDATE alert_alerts SET ended = ?, reason = ?, withheld = '' WHERE id = ?", db.Micros(t.now), reason, id); err != nil {
 		return err
 	}
 	type sent struct{ receiver, body string }
-	told, err := all(t.Tx, func(scan scanner) (s sent, err error) { return s, scan(&s.receiver, &s.body) },
+	told, err := db.All(t.Tx, func(scan db.Scan) (s sent, err error) { return s, scan(&s.receiver, &s.body) },
 		"SELECT receiver, body FROM alert_outbox WHERE alert = ? AND news = ?", id, string(notice.Firing))
 	if err != nil {
 		return err
@@ -574,14 +574,14 @@ func (t *turn) queue(receiver string, n notice.News) error {
 		return fmt.Errorf("write news: %w", err)
 	}
 	_, err = t.Exec("INSERT INTO alert_outbox (receiver, alert, news, at, body, message) VALUES (?, ?, ?, ?, ?, '') ON CONFLICT (receiver, alert, news) DO NOTHING",
-		receiver, n.Alert, string(n.State), micros(t.now), string(body))
+		receiver, n.Alert, string(n.State), db.Micros(t.now), string(body))
 	return err
 }
 
 // announce hands out the alerts nobody was told of, but for those that are held
 // back. Of rules that could not be judged nothing is told.
 func (t *turn) announce() error {
-	untold, err := all(t.Tx, scanAlert, "SELECT "+columns+", members FROM alert_alerts WHERE told = 0 AND ended = 0 ORDER BY id")
+	untold, err := db.All(t.Tx, scanAlert, "SELECT "+columns+", members FROM alert_alerts WHERE told = 0 AND ended = 0 ORDER BY id")
 	if err != nil || len(untold) == 0 {
 		return err
 	}
@@ -593,7 +593,7 @@ func (t *turn) announce() error {
 	if err != nil {
 		return err
 	}
-	mute, err := all(t.Tx, func(scan scanner) (owner string, err error) { return owner, scan(&owner) }, "SELECT owner FROM alert_quiet WHERE mute = 1")
+	mute, err := db.All(t.Tx, func(scan db.Scan) (owner string, err error) { return owner, scan(&owner) }, "SELECT owner FROM alert_quiet WHERE mute = 1")
 	if err != nil {
 		return err
 	}

@@ -48,7 +48,7 @@ type Alert struct {
 
 const columns = "id, rule, name, severity, target, device, box, owner, labels, sentence, advice, value, since, fired, ended, reason, told, withheld, acked, acked_by, note"
 
-func (a *Alert) scan(scan scanner, more ...any) error {
+func (a *Alert) scan(scan db.Scan, more ...any) error {
 	var since, fired, ended, told, acked int64
 	var labels string
 	if err := scan(append([]any{
@@ -57,12 +57,12 @@ func (a *Alert) scan(scan scanner, more ...any) error {
 	}, more...)...); err != nil {
 		return err
 	}
-	a.Since, a.Fired, a.Ended, a.Acked, a.Told = instant(since), instant(fired), instant(ended), instant(acked), told == 1
+	a.Since, a.Fired, a.Ended, a.Acked, a.Told = db.Instant(since), db.Instant(fired), db.Instant(ended), db.Instant(acked), told == 1
 	return json.Unmarshal([]byte(labels), &a.Labels)
 }
 
 // scanAlert reads columns and members.
-func scanAlert(scan scanner) (a Alert, err error) {
+func scanAlert(scan db.Scan) (a Alert, err error) {
 	var members string
 	if err := a.scan(scan, &members); err != nil {
 		return a, err
@@ -116,7 +116,7 @@ func (s *Store) List(ctx context.Context, actor Actor, q Query) ([]Alert, string
 	}
 	var found []Alert
 	err := s.db.Read(ctx, func(tx *db.Tx) (err error) {
-		found, err = all(tx, func(scan scanner) (a Alert, err error) { return a, a.scan(scan) }, query+" ORDER BY id DESC LIMIT ?", append(args, limit+1)...)
+		found, err = db.All(tx, func(scan db.Scan) (a Alert, err error) { return a, a.scan(scan) }, query+" ORDER BY id DESC LIMIT ?", append(args, limit+1)...)
 		return err
 	})
 	if err != nil {
@@ -164,7 +164,7 @@ func (s *Store) Acknowledge(ctx context.Context, staff Actor, id, note string) e
 		case err != nil:
 			return err
 		}
-		if _, err := tx.Exec("UPDATE alert_alerts SET acked = ?, acked_by = ?, note = ? WHERE id = ?", micros(time.Now()), staff.ID, note, id); err != nil {
+		if _, err := tx.Exec("UPDATE alert_alerts SET acked = ?, acked_by = ?, note = ? WHERE id = ?", db.Micros(time.Now()), staff.ID, note, id); err != nil {
 			return err
 		}
 		tx.Notify(Topic, "")

@@ -41,10 +41,10 @@ type Message struct {
 
 const messageColumns = "id, receiver, state, made, tries, next_try, done, subject, body, error"
 
-func scanMessage(scan scanner) (m Message, err error) {
+func scanMessage(scan db.Scan) (m Message, err error) {
 	var made, next, done int64
 	err = scan(&m.ID, &m.Receiver, &m.Fate, &made, &m.Tries, &next, &done, &m.Subject, &m.body, &m.Error)
-	m.Made, m.NextTry, m.Done = instant(made), instant(next), instant(done)
+	m.Made, m.NextTry, m.Done = db.Instant(made), db.Instant(next), db.Instant(done)
 	return m, err
 }
 
@@ -61,7 +61,7 @@ func (s *Store) Messages(ctx context.Context, receiver, cursor string, limit int
 	limit = limitOf(limit)
 	var found []Message
 	err := s.db.Read(ctx, func(tx *db.Tx) (err error) {
-		found, err = all(tx, scanMessage, query+" ORDER BY id DESC LIMIT ?", append(args, limit+1)...)
+		found, err = db.All(tx, scanMessage, query+" ORDER BY id DESC LIMIT ?", append(args, limit+1)...)
 		return err
 	})
 	if err != nil || len(found) <= limit {
@@ -93,10 +93,10 @@ func (s *Store) compose(ctx context.Context) error {
 	}
 	var due []waiting
 	if err := s.db.Read(ctx, func(tx *db.Tx) (err error) {
-		due, err = all(tx, func(scan scanner) (w waiting, err error) {
+		due, err = db.All(tx, func(scan db.Scan) (w waiting, err error) {
 			var oldest, last int64
 			err = scan(&w.receiver, &oldest, &last)
-			w.oldest, w.last = instant(oldest), instant(last)
+			w.oldest, w.last = db.Instant(oldest), db.Instant(last)
 			return w, err
 		}, `SELECT o.receiver, MIN(o.at), COALESCE((SELECT MAX(m.made) FROM alert_messages m WHERE m.receiver = o.receiver), 0)
 			FROM alert_outbox o WHERE o.message = ''
@@ -106,7 +106,7 @@ func (s *Store) compose(ctx context.Context) error {
 	}); err != nil {
 		return err
 	}
-	now := instant(micros(time.Now()))
+	now := db.Instant(db.Micros(time.Now()))
 	soon := func(from time.Time, wait time.Duration) bool { // a clock that was set back makes nobody wait
 		return !from.After(now) && now.Sub(from) < wait
 	}
@@ -139,7 +139,7 @@ func (s *Store) composeOne(ctx context.Context, to string, now time.Time) error 
 			alert, state string
 			notice.News
 		}
-		rows, err := all(tx, func(scan scanner) (r row, err error) {
+		rows, err := db.All(tx, func(scan db.Scan) (r row, err error) {
 			var body string
 			if err := scan(&r.alert, &r.state, &body); err != nil {
 				return r, err
@@ -161,7 +161,7 @@ func (s *Store) composeOne(ctx context.Context, to string, now time.Time) error 
 			return err
 		}
 		_, err = tx.Exec("INSERT INTO alert_messages ("+messageColumns+") VALUES (?, ?, ?, ?, 0, ?, 0, ?, ?, '')",
-			m.ID, m.Receiver, string(Queued), micros(m.Made), micros(m.Made), m.Subject, m.body)
+			m.ID, m.Receiver, string(Queued), db.Micros(m.Made), db.Micros(m.Made), m.Subject, m.body)
 		return err
 	})
 }
@@ -188,8 +188,8 @@ func write(m *Message, kind Kind, fleet string, news []notice.News) error {
 func (s *Store) sendDue(ctx context.Context) error {
 	var due []Message
 	if err := s.db.Read(ctx, func(tx *db.Tx) (err error) {
-		due, err = all(tx, scanMessage, "SELECT "+messageColumns+" FROM alert_messages WHERE state = 'queued' AND next_try <= ? ORDER BY next_try, id LIMIT ?",
-			micros(time.Now()), sendAtOnce)
+		due, err = db.All(tx, scanMessage, "SELECT "+messageColumns+" FROM alert_messages WHERE state = 'queued' AND next_try <= ? ORDER BY next_try, id LIMIT ?",
+			db.Micros(time.Now()), sendAtOnce)
 		return err
 	}); err != nil {
 		return err
@@ -258,7 +258,7 @@ func (s *Store) sendOne(ctx context.Context, m Message) error {
 	defer cancel()
 	return s.db.Write(ctx, func(tx *db.Tx) error {
 		_, err := tx.Exec("UPDATE alert_messages SET state = ?, tries = ?, next_try = ?, done = ?, error = ? WHERE id = ? AND state = 'queued'",
-			string(fate), m.Tries+1, micros(next), micros(done), text, m.ID)
+			string(fate), m.Tries+1, db.Micros(next), db.Micros(done), text, m.ID)
 		return err
 	})
 }

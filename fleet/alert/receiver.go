@@ -143,7 +143,7 @@ func (s *Store) Receivers(ctx context.Context) (out []Receiver, err error) {
 }
 
 func receiversOf(tx *db.Tx) ([]Receiver, error) {
-	return all(tx, func(scan scanner) (r Receiver, err error) {
+	return db.All(tx, func(scan db.Scan) (r Receiver, err error) {
 		return r, scan(&r.ID, &r.Name, &r.Kind, &r.Address, &r.secret, &r.Severity, &r.Selector)
 	}, "SELECT id, name, kind, address, secret, severity, selector FROM alert_receivers ORDER BY id")
 }

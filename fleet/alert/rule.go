@@ -333,7 +333,7 @@ func (s *Store) Rules(ctx context.Context) ([]Judged, error) {
 
 // rulesOf is all rules, the built-in ones first.
 func rulesOf(tx *db.Tx) ([]Rule, error) {
-	saved, err := all(tx, func(scan scanner) (r Rule, err error) {
+	saved, err := db.All(tx, func(scan db.Scan) (r Rule, err error) {
 		var body string
 		if err := scan(&body); err != nil {
 			return r, err
@@ -361,10 +361,10 @@ type judgement struct {
 }
 
 func judgedOf(tx *db.Tx) (map[string]judgement, error) {
-	found, err := all(tx, func(scan scanner) (j judgement, err error) {
+	found, err := db.All(tx, func(scan db.Scan) (j judgement, err error) {
 		var at int64
 		err = scan(&j.rule, &at, &j.err)
-		j.at = instant(at)
+		j.at = db.Instant(at)
 		return j, err
 	}, "SELECT rule, at, error FROM alert_judged")
 	out := make(map[string]judgement, len(found))

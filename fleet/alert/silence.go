@@ -26,7 +26,7 @@ const maxSilence = 366 * 24 * time.Hour
 // AddSilence makes a silence of Selector, Until and Why.
 func (s *Store) AddSilence(ctx context.Context, staff Actor, m Silence) (Silence, error) {
 	now := time.Now()
-	m.ID, m.Made, m.Until, m.By = fleetapi.NewID(prefixSilence), instant(micros(now)), fleetapi.Truncate(m.Until), staff.ID
+	m.ID, m.Made, m.Until, m.By = fleetapi.NewID(prefixSilence), db.Instant(db.Micros(now)), fleetapi.Truncate(m.Until), staff.ID
 	switch {
 	case m.Selector == "":
 		return m, usage(`silence: want a selector, as "site=lab" or "rule=offline"`)
@@ -41,7 +41,7 @@ func (s *Store) AddSilence(ctx context.Context, staff Actor, m Silence) (Silence
 	}
 	return m, s.db.Write(ctx, func(tx *db.Tx) error {
 		if _, err := tx.Exec("INSERT INTO alert_silences (id, selector, made, until, account, why) VALUES (?, ?, ?, ?, ?, ?)",
-			m.ID, m.Selector, micros(m.Made), micros(m.Until), m.By, m.Why); err != nil {
+			m.ID, m.Selector, db.Micros(m.Made), db.Micros(m.Until), m.By, m.Why); err != nil {
 			return err
 		}
 		return s.cfg.Audit.Record(tx, Entry{By: staff.ID, Action: "alert.silence.add", Object: m.ID, After: m.words()})
@@ -51,7 +51,7 @@ func (s *Store) AddSilence(ctx context.Context, staff Actor, m Silence) (Silence
 // EndSilence ends a silence before its time.
 func (s *Store) EndSilence(ctx context.Context, staff Actor, id string) error {
 	return s.db.Write(ctx, func(tx *db.Tx) error {
-		now := micros(time.Now())
+		now := db.Micros(time.Now())
 		rows, err := tx.Exec("UPDATE alert_silences SET until = ? WHERE id = ? AND until > ?", now, id, now)
 		if err != nil {
 			return err
@@ -73,12 +73,12 @@ func (s *Store) Silences(ctx context.Context) (out []Silence, err error) {
 }
 
 func silencesOf(tx *db.Tx, now time.Time) ([]Silence, error) {
-	return all(tx, func(scan scanner) (m Silence, err error) {
+	return db.All(tx, func(scan db.Scan) (m Silence, err error) {
 		var made, until int64
 		err = scan(&m.ID, &m.Selector, &made, &until, &m.By, &m.Why)
-		m.Made, m.Until = instant(made), instant(until)
+		m.Made, m.Until = db.Instant(made), db.Instant(until)
 		return m, err
-	}, "SELECT id, selector, made, until, account, why FROM alert_silences WHERE until > ? ORDER BY id", micros(now))
+	}, "SELECT id, selector, made, until, account, why FROM alert_silences WHERE until > ? ORDER BY id", db.Micros(now))
 }
 
 func (m Silence) words() map[string]string {
@@ -104,7 +104,7 @@ func (s *Store) SetQuiet(ctx context.Context, owner string, q Quiet) error {
 	return s.db.Write(ctx, func(tx *db.Tx) error {
 		if _, err := tx.Exec(`INSERT INTO alert_quiet (owner, from_minute, to_minute, zone, mute) VALUES (?, ?, ?, ?, ?)
 			ON CONFLICT (owner) DO UPDATE SET from_minute = excluded.from_minute, to_minute = excluded.to_minute, zone = excluded.zone, mute = excluded.mute`,
-			owner, q.From, q.To, q.Zone, bit(q.Mute)); err != nil {
+			owner, q.From, q.To, q.Zone, db.Bit(q.Mute)); err != nil {
 			return err
 		}
 		return s.cfg.Audit.Record(tx, Entry{By: owner, Action: "alert.quiet", Object: owner, After: map[string]string{
@@ -125,7 +125,7 @@ func (s *Store) Quiet(ctx context.Context, owner string) (q Quiet, err error) {
 }
 
 func quietOf(tx *db.Tx, owner string) (Quiet, error) {
-	found, err := all(tx, func(scan scanner) (q Quiet, err error) {
+	found, err := db.All(tx, func(scan db.Scan) (q Quiet, err error) {
 		var mute int64
 		err = scan(&q.From, &q.To, &q.Zone, &mute)
 		q.Mute = mute == 1

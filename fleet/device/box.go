@@ -49,8 +49,8 @@ const boxColumns = `b.id, b.name, b.serial, b.proven, b.board, b.runs, b.slot, b
 	b.presence, b.presence_at, COALESCE(s.at, 0), b.claim, b.owner, b.claimed, b.claimant, b.claim_until, b.offer_until,
 	b.certificate_until, b.version, b.every_ms, b.wanted, b.alerts`
 
-func (s *Store) scanBox(now time.Time) func(scanner) (Box, error) {
-	return func(scan scanner) (Box, error) {
+func (s *Store) scanBox(now time.Time) func(db.Scan) (Box, error) {
+	return func(scan db.Scan) (Box, error) {
 		var b Box
 		var proven, synced, enrolled, presenceAt, seen, claimed, until, offerUntil, certUntil, version, every int64
 		err := scan(&b.ID, &b.Name, &b.Serial, &proven, &b.Board, &b.Release, &b.Slot, &b.BootID, &synced, &enrolled, &b.Address,
@@ -60,8 +60,8 @@ func (s *Store) scanBox(now time.Time) func(scanner) (Box, error) {
 			return b, err
 		}
 		b.Proven, b.Synced = proven == 1, synced == 1
-		b.Enrolled, b.PresenceAt, b.Seen, b.CertificateUntil = instant(enrolled), instant(presenceAt), instant(seen), instant(certUntil)
-		b.Claim.Since, b.Claim.Until, b.Claim.OfferUntil = instant(claimed), instant(until), instant(offerUntil)
+		b.Enrolled, b.PresenceAt, b.Seen, b.CertificateUntil = db.Instant(enrolled), db.Instant(presenceAt), db.Instant(seen), db.Instant(certUntil)
+		b.Claim.Since, b.Claim.Until, b.Claim.OfferUntil = db.Instant(claimed), db.Instant(until), db.Instant(offerUntil)
 		b.Claim, _ = b.Claim.Settle(now)
 		b.Online = online(string(b.Presence), b.Seen, now)
 		b.Desired.Version, b.Desired.Name, b.Desired.Claimed = uint64(version), b.Name, b.Claim.State.Owned()
@@ -84,7 +84,7 @@ func (s *Store) Box(ctx context.Context, actor Actor, id croft.DeviceID) (Box, e
 }
 
 func (s *Store) get(tx *db.Tx, actor Actor, id croft.DeviceID) (Box, error) {
-	boxes, err := all(tx, s.scanBox(time.Now()), "SELECT "+boxColumns+" FROM device_boxes b LEFT JOIN device_seen s ON s.device = b.id WHERE b.id = ?", string(id))
+	boxes, err := db.All(tx, s.scanBox(time.Now()), "SELECT "+boxColumns+" FROM device_boxes b LEFT JOIN device_seen s ON s.device = b.id WHERE b.id = ?", string(id))
 	if err != nil {
 		return Box{}, err
 	}
@@ -108,7 +108,7 @@ func (s *Store) get(tx *db.Tx, actor Actor, id croft.DeviceID) (Box, error) {
 func addLabels(tx *db.Tx, boxes []Box) error {
 	for i := range boxes {
 		boxes[i].Labels = map[string]string{}
-		if _, err := all(tx, func(scan scanner) (struct{}, error) {
+		if _, err := db.All(tx, func(scan db.Scan) (struct{}, error) {
 			var name, value string
 			err := scan(&name, &value)
 			boxes[i].Labels[name] = value
@@ -154,7 +154,7 @@ func (s *Store) List(ctx context.Context, actor Actor, q Query) ([]Box, string, 
 	var boxes []Box
 	err = s.db.Read(ctx, func(tx *db.Tx) error {
 		var err error
-		if boxes, err = all(tx, s.scanBox(now), sql, args...); err != nil {
+		if boxes, err = db.All(tx, s.scanBox(now), sql, args...); err != nil {
 			return err
 		}
 		return addLabels(tx, boxes[:min(len(boxes), limit)])
@@ -164,7 +164,7 @@ func (s *Store) List(ctx context.Context, actor Actor, q Query) ([]Box, string, 
 	}
 	boxes = boxes[:limit]
 	last := boxes[limit-1]
-	return boxes, writeCursor(place{Key: strings.ToLower(last.Name), At: micros(last.Seen), ID: string(last.ID)}), nil
+	return boxes, writeCursor(place{Key: strings.ToLower(last.Name), At: db.Micros(last.Seen), ID: string(last.ID)}), nil
 }
 
 // place is where a page of a list ended.
@@ -213,7 +213,7 @@ func list(actor Actor, q Query, now time.Time) (string, []any, int, error) {
 		from = strings.Replace(from, "LEFT JOIN device_seen", "JOIN device_seen", 1)
 	}
 	if q.Online != nil {
-		silent := micros(now.Add(-Silence))
+		silent := db.Micros(now.Add(-Silence))
 		if *q.Online {
 			w.and("b.presence = 'online' AND s.at > ?", silent)
 		} else {
@@ -337,7 +337,7 @@ func (s *Store) Search(ctx context.Context, actor Actor, line string) ([]Box, er
 		}
 		w.terms(words, actor)
 		var err error
-		boxes, err = all(tx, s.scanBox(now), "SELECT "+boxColumns+` FROM device_boxes b LEFT JOIN device_seen s ON s.device = b.id
+		boxes, err = db.All(tx, s.scanBox(now), "SELECT "+boxColumns+` FROM device_boxes b LEFT JOIN device_seen s ON s.device = b.id
 			WHERE (`+strings.Join(w.conditions, " OR ")+")"+map[bool]string{true: "", false: " AND b.owner = ?"}[actor.Staff]+" ORDER BY b.id LIMIT 50",
 			append(w.args, map[bool][]any{false: {actor.ID}}[actor.Staff]...)...)
 		if err != nil {
@@ -399,7 +399,7 @@ func index(tx *db.Tx, id croft.DeviceID) error {
 	terms = slices.DeleteFunc(terms, func(term string) bool { return term == "" })
 	slices.Sort(terms)
 	terms = slices.Compact(terms)
-	stored, err := all(tx, func(scan scanner) (term string, err error) {
+	stored, err := db.All(tx, func(scan db.Scan) (term string, err error) {
 		var raw []byte
 		err = scan(&raw)
 		return string(raw), err
@@ -432,11 +432,11 @@ type Count struct {
 func (s *Store) Overview(ctx context.Context) ([]Count, error) {
 	var counts []Count
 	err := s.db.Read(ctx, func(tx *db.Tx) (err error) {
-		counts, err = all(tx, func(scan scanner) (c Count, err error) {
+		counts, err = db.All(tx, func(scan db.Scan) (c Count, err error) {
 			return c, scan(&c.Board, &c.Release, &c.State, &c.Online, &c.All)
 		}, `SELECT b.board, b.runs, b.claim, CAST(SUM(CASE WHEN b.presence = 'online' AND s.at > ? THEN 1 ELSE 0 END) AS BIGINT), COUNT(*)
 			FROM device_boxes b LEFT JOIN device_seen s ON s.device = b.id GROUP BY b.board, b.runs, b.claim ORDER BY b.board, b.runs, b.claim`,
-			micros(time.Now().Add(-Silence)))
+			db.Micros(time.Now().Add(-Silence)))
 		return err
 	})
 	return counts, err
@@ -449,7 +449,7 @@ func (s *Store) Neighbours(ctx context.Context, id croft.DeviceID) (live, silent
 		return tx.Row(`SELECT COALESCE(CAST(SUM(CASE WHEN b.presence = 'online' AND s.at > ? THEN 1 ELSE 0 END) AS BIGINT), 0), COUNT(*)
 			FROM device_boxes b JOIN device_seen s ON s.device = b.id
 			WHERE b.network = (SELECT network FROM device_boxes WHERE id = ?) AND b.network <> '' AND b.id <> ?`,
-			micros(time.Now().Add(-Silence)), string(id), string(id)).Scan(&live, &silent)
+			db.Micros(time.Now().Add(-Silence)), string(id), string(id)).Scan(&live, &silent)
 	})
 	return live, silent - live, err
 }

@@ -74,7 +74,7 @@ func (s *Store) StartClaim(ctx context.Context, who Claimant, typed string) (Fou
 			LEFT JOIN device_seen s ON s.device = b.id WHERE b.id = ?`, ids[0]).Scan(&found.Board, &presence, &seen); err != nil {
 			return err
 		}
-		found.Online = online(presence, instant(seen), now)
+		found.Online = online(presence, db.Instant(seen), now)
 		return nil
 	})
 	if err == nil {
@@ -89,16 +89,16 @@ func (s *Store) waiting(tx *db.Tx, who Claimant, sec secret, where realm, now ti
 	sealed := string(s.cfg.ClaimKey.Seal(sec.hash))
 	const free = `claim IN ('unclaimed', 'claiming', 'released')`
 	if where == anywhere {
-		return all(tx, text, `SELECT id FROM device_boxes WHERE code = ? AND code <> '' AND `+free+`
+		return db.All(tx, text, `SELECT id FROM device_boxes WHERE code = ? AND code <> '' AND `+free+`
 			UNION SELECT id FROM device_boxes WHERE sticker = ? AND sticker <> '' AND `+free+`
 			UNION SELECT id FROM device_boxes WHERE offer = ? AND offer <> '' AND offer_until > ? AND claim IN ('transferring', 'accepting')`,
-			sealed, sealed, sealed, micros(now))
+			sealed, sealed, sealed, db.Micros(now))
 	}
-	return all(tx, text, `SELECT b.id FROM device_boxes b JOIN device_seen s ON s.device = b.id
+	return db.All(tx, text, `SELECT b.id FROM device_boxes b JOIN device_seen s ON s.device = b.id
 		WHERE b.network = ? AND b.network <> '' AND b.presence = 'online' AND s.at > ?
 		AND (b.`+free+` AND (b.code = ? OR b.sticker = ? OR b.word = ?)
 			OR b.claim IN ('transferring', 'accepting') AND b.offer = ? AND b.offer_until > ?)`,
-		NetworkOf(who.Address), micros(now.Add(-Silence)), sealed, sealed, sealed, sealed, micros(now))
+		NetworkOf(who.Address), db.Micros(now.Add(-Silence)), sealed, sealed, sealed, sealed, db.Micros(now))
 }
 
 // ConfirmClaim makes the box the account's: "This is mine".
@@ -217,14 +217,14 @@ func readClaim(tx *db.Tx, id croft.DeviceID) (ownership.Claim, error) {
 	if errors.Is(err, db.ErrNoRows) {
 		return c, ErrNoBox
 	}
-	c.Since, c.Until, c.OfferUntil = instant(since), instant(until), instant(offerUntil)
+	c.Since, c.Until, c.OfferUntil = db.Instant(since), db.Instant(until), db.Instant(offerUntil)
 	return c, err
 }
 
 func (s *Store) store(tx *db.Tx, id croft.DeviceID, m ownership.Move, by string, before, after ownership.Claim, now time.Time) error {
 	if _, err := tx.Exec(`UPDATE device_boxes SET claim = ?, owner = ?, claimed = ?, claimant = ?, claim_until = ?, offer = ?, offer_until = ?
-		WHERE id = ?`, string(after.State), after.Owner, micros(after.Since), after.Claimant, micros(after.Until),
-		string(after.Offer), micros(after.OfferUntil), string(id)); err != nil {
+		WHERE id = ?`, string(after.State), after.Owner, db.Micros(after.Since), after.Claimant, db.Micros(after.Until),
+		string(after.Offer), db.Micros(after.OfferUntil), string(id)); err != nil {
 		return err
 	}
 	if m == ownership.Confirm {
@@ -271,8 +271,8 @@ func (s *Store) endClaims(ctx context.Context) error {
 	now := time.Now()
 	var ids []string
 	err := s.db.Read(ctx, func(tx *db.Tx) (err error) {
-		ids, err = all(tx, text, `SELECT id FROM device_boxes WHERE (claim_until <> 0 OR offer_until <> 0)
-			AND (claim_until <> 0 AND claim_until <= ? OR offer_until <> 0 AND offer_until <= ?) ORDER BY id`, micros(now), micros(now))
+		ids, err = db.All(tx, text, `SELECT id FROM device_boxes WHERE (claim_until <> 0 OR offer_until <> 0)
+			AND (claim_until <> 0 AND claim_until <= ? OR offer_until <> 0 AND offer_until <= ?) ORDER BY id`, db.Micros(now), db.Micros(now))
 		return err
 	})
 	for _, id := range ids {

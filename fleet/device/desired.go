@@ -35,7 +35,7 @@ func (s *Store) deliverDesired(ctx context.Context) error {
 	for {
 		var boxes []Box
 		err := s.db.Read(ctx, func(tx *db.Tx) (err error) {
-			boxes, err = all(tx, s.scanBox(time.Now()), "SELECT "+boxColumns+` FROM device_boxes b LEFT JOIN device_seen s ON s.device = b.id
+			boxes, err = db.All(tx, s.scanBox(time.Now()), "SELECT "+boxColumns+` FROM device_boxes b LEFT JOIN device_seen s ON s.device = b.id
 				WHERE b.delivered < b.version AND b.id > ? ORDER BY b.id LIMIT ?`, after, desiredAtOnce)
 			if err != nil {
 				return err

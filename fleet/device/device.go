@@ -326,7 +326,7 @@ func (s *Store) storeSeen(ctx context.Context) error {
 func see(tx *db.Tx, ids []croft.DeviceID, at func(croft.DeviceID) time.Time) error {
 	args := make([]any, 0, 2*len(ids))
 	for _, id := range ids {
-		args = append(args, string(id), micros(at(id)))
+		args = append(args, string(id), db.Micros(at(id)))
 	}
 	_, err := tx.Exec("INSERT INTO device_seen (device, at) VALUES (?, ?)"+strings.Repeat(", (?, ?)", len(ids)-1)+`
 		ON CONFLICT (device) DO UPDATE SET at = excluded.at WHERE excluded.at > device_seen.at`, args...)
@@ -344,7 +344,7 @@ func (s *Store) deliverAudit(ctx context.Context) error {
 		type stored struct{ id, body string }
 		var found []stored
 		err := s.db.Read(ctx, func(tx *db.Tx) (err error) {
-			found, err = all(tx, func(scan scanner) (e stored, err error) { return e, scan(&e.id, &e.body) },
+			found, err = db.All(tx, func(scan db.Scan) (e stored, err error) { return e, scan(&e.id, &e.body) },
 				"SELECT id, body FROM device_audit ORDER BY id LIMIT ?", auditAtOnce)
 			return err
 		})
@@ -370,11 +370,11 @@ func (s *Store) deliverAudit(ctx context.Context) error {
 func (s *Store) sweep(ctx context.Context) error {
 	now := time.Now()
 	return errors.Join(
-		s.exec(ctx, "DELETE FROM device_log WHERE received < ?", micros(now.Add(-s.cfg.KeepLog))),
-		s.exec(ctx, "DELETE FROM device_events WHERE received < ?", micros(now.Add(-s.cfg.KeepEvent))),
-		s.exec(ctx, "DELETE FROM device_tries WHERE at < ?", micros(now.Add(-tryWindow))),
-		s.exec(ctx, "DELETE FROM device_certificates WHERE not_after < ?", micros(now.Add(-enroll.RenewGrace))),
-		s.exec(ctx, "DELETE FROM device_revocations WHERE until <> 0 AND until < ?", micros(now)),
+		s.exec(ctx, "DELETE FROM device_log WHERE received < ?", db.Micros(now.Add(-s.cfg.KeepLog))),
+		s.exec(ctx, "DELETE FROM device_events WHERE received < ?", db.Micros(now.Add(-s.cfg.KeepEvent))),
+		s.exec(ctx, "DELETE FROM device_tries WHERE at < ?", db.Micros(now.Add(-tryWindow))),
+		s.exec(ctx, "DELETE FROM device_certificates WHERE not_after < ?", db.Micros(now.Add(-enroll.RenewGrace))),
+		s.exec(ctx, "DELETE FROM device_revocations WHERE until <> 0 AND until < ?", db.Micros(now)),
 	)
 }
 
@@ -385,45 +385,4 @@ func (s *Store) exec(ctx context.Context, query string, args ...any) error {
 	})
 }
 
-type scanner func(...any) error
-
-// all reads the rows of a query, each by one.
-func all[T any](tx *db.Tx, one func(scanner) (T, error), query string, args ...any) ([]T, error) {
-	rows, err := tx.Query(query, args...)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	var out []T
-	for rows.Next() {
-		v, err := one(rows.Scan)
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, v)
-	}
-	return out, rows.Err()
-}
-
-func text(scan scanner) (s string, err error) { return s, scan(&s) }
-
-func micros(t time.Time) int64 {
-	if t.IsZero() {
-		return 0
-	}
-	return t.UnixMicro()
-}
-
-func instant(us int64) time.Time {
-	if us == 0 {
-		return time.Time{}
-	}
-	return time.UnixMicro(us).UTC()
-}
-
-func bit(b bool) int64 {
-	if b {
-		return 1
-	}
-	return 0
-}
+func text(scan db.Scan) (s string, err error) { return s, scan(&s) }

@@ -57,8 +57,8 @@ func (s *Store) admit(tx *db.Tx, req *enroll.Request, in *enroll.Admission, firs
 			certificate, certificate_until, version, delivered, every_ms, wanted, alerts)
 		VALUES (?, ?, ?, ?, ?, ?, '', '', 0, 0, ?, ?, ?, '', 0, 0, 0, 0, 0, '', '', '', 'unclaimed', '', '', 0, '', 0, 0, '', '', '', 0, 1, 0, 0, '', '')
 		ON CONFLICT (id) DO NOTHING`,
-		string(in.Device), in.SerialNumber, bit(in.Proven), in.VoucherID, req.Board, string(req.Release),
-		micros(now), addressText(from), NetworkOf(from))
+		string(in.Device), in.SerialNumber, db.Bit(in.Proven), in.VoucherID, req.Board, string(req.Release),
+		db.Micros(now), addressText(from), NetworkOf(from))
 	if err != nil {
 		return err
 	}
@@ -66,7 +66,7 @@ func (s *Store) admit(tx *db.Tx, req *enroll.Request, in *enroll.Admission, firs
 		_, err = tx.Exec(`UPDATE device_boxes SET serial = CASE WHEN proven = 1 AND ? = 0 THEN serial ELSE ? END,
 			proven = CASE WHEN proven = 1 THEN 1 ELSE ? END, voucher = CASE WHEN ? = '' THEN voucher ELSE ? END,
 			board = ?, runs = ?, address = ?, network = ? WHERE id = ?`,
-			bit(in.Proven), in.SerialNumber, bit(in.Proven), in.VoucherID, in.VoucherID,
+			db.Bit(in.Proven), in.SerialNumber, db.Bit(in.Proven), in.VoucherID, in.VoucherID,
 			req.Board, string(req.Release), addressText(from), NetworkOf(from), string(in.Device))
 		if err != nil {
 			return err
@@ -174,11 +174,11 @@ func notRevoked(tx *db.Tx, id croft.DeviceID) error {
 
 func keepCertificate(tx *db.Tx, c *enroll.Issued) error {
 	if _, err := tx.Exec("INSERT INTO device_certificates (id, device, not_before, not_after) VALUES (?, ?, ?, ?)",
-		string(c.ID), string(c.Device), micros(c.NotBefore), micros(c.NotAfter)); err != nil {
+		string(c.ID), string(c.Device), db.Micros(c.NotBefore), db.Micros(c.NotAfter)); err != nil {
 		return err
 	}
 	_, err := tx.Exec("UPDATE device_boxes SET certificate = ?, certificate_until = ? WHERE id = ?",
-		string(c.ID), micros(c.NotAfter), string(c.Device))
+		string(c.ID), db.Micros(c.NotAfter), string(c.Device))
 	return err
 }
 
@@ -237,7 +237,7 @@ func (s *Store) readRevocations(ctx context.Context) error {
 	var certs []enroll.CertID
 	err := s.db.Read(ctx, func(tx *db.Tx) error {
 		devices, certs = nil, nil
-		_, err := all(tx, func(scan scanner) (struct{}, error) {
+		_, err := db.All(tx, func(scan db.Scan) (struct{}, error) {
 			var kind, id string
 			err := scan(&kind, &id)
 			if kind == "device" {

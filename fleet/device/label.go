@@ -236,7 +236,7 @@ func groupOwner(actor Actor) string {
 }
 
 func groupsOf(tx *db.Tx, owner string) ([]Group, error) {
-	return all(tx, func(scan scanner) (g Group, err error) {
+	return db.All(tx, func(scan db.Scan) (g Group, err error) {
 		return g, scan(&g.ID, &g.Owner, &g.Name, &g.Selector)
 	}, "SELECT id, owner, name, selector FROM device_groups WHERE owner = ? ORDER BY name", owner)
 }

@@ -129,7 +129,7 @@ func (s *Store) hello(tx *db.Tx, m Message, h *fleetapi.Hello, known fleetapi.St
 	if _, err := tx.Exec(`UPDATE device_boxes SET serial = CASE WHEN proven = 1 OR ? = '' THEN serial ELSE ? END,
 		board = ?, runs = ?, slot = ?, boot = ?, synced = ?, wire = ?, word = ?,
 		hello_journal = ?, hello_epoch = ?, delivered = 0 WHERE id = ?`,
-		h.Serial, h.Serial, h.Board, string(h.Release), string(h.Slot), h.BootID, bit(h.Synced), int64(min(h.Version, 1<<31)), word,
+		h.Serial, h.Serial, h.Board, string(h.Release), string(h.Slot), h.BootID, db.Bit(h.Synced), int64(min(h.Version, 1<<31)), word,
 		int64(h.Journal), int64(h.Epoch), string(m.Device)); err != nil {
 		return false, err
 	}
@@ -158,7 +158,7 @@ func (s *Store) state(tx *db.Tx, m Message, st, known fleetapi.State) (bool, err
 		return false, nil
 	}
 	if _, err := tx.Exec("UPDATE device_boxes SET presence = ?, presence_at = ?, journal = ?, epoch = ? WHERE id = ?",
-		string(st.Presence), micros(m.At), int64(st.Journal), int64(st.Epoch), string(m.Device)); err != nil {
+		string(st.Presence), db.Micros(m.At), int64(st.Journal), int64(st.Epoch), string(m.Device)); err != nil {
 		return false, err
 	}
 	if st.Presence == fleetapi.Online {
@@ -183,7 +183,7 @@ func event(tx *db.Tx, id croft.DeviceID, e *fleetapi.Event, shown, received time
 	}
 	rows, err := tx.Exec(`INSERT INTO device_events (device, journal, seq, shown, at, synced, received, kind, severity, fields)
 		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (device, journal, seq) DO NOTHING`,
-		string(id), int64(e.Journal), int64(e.Seq), micros(shown), micros(e.At), bit(e.Synced), micros(received), e.Kind, string(e.Severity), string(raw))
+		string(id), int64(e.Journal), int64(e.Seq), db.Micros(shown), db.Micros(e.At), db.Bit(e.Synced), db.Micros(received), e.Kind, string(e.Severity), string(raw))
 	return rows > 0, err
 }
 
@@ -195,7 +195,7 @@ func note(tx *db.Tx, id croft.DeviceID, kind string, fields map[string]string, a
 		return err
 	}
 	_, err := event(tx, id, &fleetapi.Event{
-		Origin: fleetapi.Origin{Seq: uint64(max(last+1, micros(at)))}, At: at, Synced: true,
+		Origin: fleetapi.Origin{Seq: uint64(max(last+1, db.Micros(at)))}, At: at, Synced: true,
 		Kind: kind, Severity: fleetapi.SeverityInfo, Fields: fleetapi.Labels(fields),
 	}, at, at)
 	return err
@@ -213,7 +213,7 @@ func (s *Store) logLines(tx *db.Tx, m Message, l *fleetapi.LogLines) error {
 	for _, line := range lines {
 		last++
 		if _, err := tx.Exec("INSERT INTO device_log (device, n, received, at, level, line) VALUES (?, ?, ?, ?, ?, ?)",
-			string(m.Device), last, micros(m.At), micros(line.At), line.Level, line.Text); err != nil {
+			string(m.Device), last, db.Micros(m.At), db.Micros(line.At), line.Level, line.Text); err != nil {
 			return err
 		}
 	}
@@ -258,7 +258,7 @@ func (s *Store) Timeline(ctx context.Context, actor Actor, id croft.DeviceID, cu
 		if err != nil {
 			return err
 		}
-		events, err = all(tx, scanEvent, `SELECT journal, seq, shown, at, synced, received, kind, severity, fields FROM device_events
+		events, err = db.All(tx, scanEvent, `SELECT journal, seq, shown, at, synced, received, kind, severity, fields FROM device_events
 			WHERE device = ? AND shown >= ? AND (shown, journal, seq) < (?, ?, ?)
 			ORDER BY shown DESC, journal DESC, seq DESC LIMIT ?`,
 			string(id), since, at.At, at.Journal, at.Seq, limit+1)
@@ -269,10 +269,10 @@ func (s *Store) Timeline(ctx context.Context, actor Actor, id croft.DeviceID, cu
 	}
 	events = events[:limit]
 	last := events[limit-1]
-	return events, writeCursor(place{micros(last.At), int64(last.Journal), int64(last.Seq)}), nil
+	return events, writeCursor(place{db.Micros(last.At), int64(last.Journal), int64(last.Seq)}), nil
 }
 
-func scanEvent(scan scanner) (Event, error) {
+func scanEvent(scan db.Scan) (Event, error) {
 	var e Event
 	var journal, seq, shown, at, synced, received int64
 	var fields string
@@ -280,7 +280,7 @@ func scanEvent(scan scanner) (Event, error) {
 		return e, err
 	}
 	e.Journal, e.Seq, e.Synced = uint64(journal), uint64(seq), synced == 1
-	e.At, e.BoxTime, e.Received = instant(shown), instant(at), instant(received)
+	e.At, e.BoxTime, e.Received = db.Instant(shown), db.Instant(at), db.Instant(received)
 	return e, json.Unmarshal([]byte(fields), &e.Fields)
 }
 
@@ -300,11 +300,11 @@ func (s *Store) LogAfter(ctx context.Context, actor Actor, id croft.DeviceID, n 
 			}
 			n -= int64(limit)
 		}
-		lines, err = all(tx, func(scan scanner) (LogLine, error) {
+		lines, err = db.All(tx, func(scan db.Scan) (LogLine, error) {
 			var l LogLine
 			var received, at int64
 			err := scan(&l.N, &received, &at, &l.Level, &l.Text)
-			l.Received, l.At = instant(received), instant(at)
+			l.Received, l.At = db.Instant(received), db.Instant(at)
 			return l, err
 		}, "SELECT n, received, at, level, line FROM device_log WHERE device = ? AND n > ? AND received >= ? ORDER BY n LIMIT ?",
 			string(id), n, since, limit)
@@ -324,7 +324,7 @@ func visibleSince(tx *db.Tx, actor Actor, id croft.DeviceID) (int64, error) {
 	case !mayOwn(c, actor):
 		return 0, ErrNoBox
 	}
-	return micros(c.Since), nil
+	return db.Micros(c.Since), nil
 }
 
 func mayOwn(c ownership.Claim, actor Actor) bool {

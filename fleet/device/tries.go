@@ -109,7 +109,7 @@ func NetworkOf(addr netip.Addr) string {
 // realmOf says where a secret may be looked for, or that it is enough for now.
 // It counts without the secret itself: who repeats a wrong one spends nothing.
 func (s *Store) realmOf(tx *db.Tx, who Claimant, sec secret, now time.Time) (realm, error) {
-	sealed, network, since := string(s.cfg.ClaimKey.Seal(sec.hash)), NetworkOf(who.Address), micros(now.Add(-tryWindow))
+	sealed, network, since := string(s.cfg.ClaimKey.Seal(sec.hash)), NetworkOf(who.Address), db.Micros(now.Add(-tryWindow))
 	over := func(limit int, what string, args ...any) (bool, error) {
 		var n int
 		err := tx.Row("SELECT COUNT(DISTINCT secret) FROM device_tries WHERE at > ? AND secret <> ? AND "+what,
@@ -170,7 +170,7 @@ func (s *Store) prefix(sec secret) string {
 func (s *Store) countTry(tx *db.Tx, who Claimant, sec secret, where realm, now time.Time) error {
 	_, err := tx.Exec(`INSERT INTO device_tries (account, network, realm, secret, prefix, at) VALUES (?, ?, ?, ?, ?, ?)
 		ON CONFLICT (account, network, realm, secret) DO UPDATE SET at = excluded.at`,
-		who.Account, NetworkOf(who.Address), string(where), string(s.cfg.ClaimKey.Seal(sec.hash)), s.prefix(sec), micros(now))
+		who.Account, NetworkOf(who.Address), string(where), string(s.cfg.ClaimKey.Seal(sec.hash)), s.prefix(sec), db.Micros(now))
 	return err
 }
 

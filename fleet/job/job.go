@@ -217,7 +217,7 @@ func queue(tx *db.Tx, actor Actor, o Order, now time.Time) (Job, error) {
 		o.Args = map[string]string{}
 	}
 	if o.Key != "" {
-		found, err := all(tx, scanJob, "SELECT "+columns+" FROM job_jobs WHERE account = ? AND idem = ? AND idem <> ''", actor.ID, o.Key)
+		found, err := db.All(tx, scanJob, "SELECT "+columns+" FROM job_jobs WHERE account = ? AND idem = ? AND idem <> ''", actor.ID, o.Key)
 		if err != nil {
 			return Job{}, err
 		}
@@ -243,11 +243,11 @@ func queue(tx *db.Tx, actor Actor, o Order, now time.Time) (Job, error) {
 	}
 	job := Job{
 		ID: fleetapi.NewID(fleetapi.PrefixJob), Device: o.Device, Kind: o.Kind, Args: o.Args, State: fleetapi.Queued,
-		Created: instant(micros(now)), Deadline: o.Deadline, By: actor.ID, Bulk: o.bulk, Results: map[string]string{},
+		Created: db.Instant(db.Micros(now)), Deadline: o.Deadline, By: actor.ID, Bulk: o.bulk, Results: map[string]string{},
 	}
 	if _, err := tx.Exec(`INSERT INTO job_jobs (id, device, kind, args, state, created, deadline, finished, account, idem, bulk, version, detail, results, cancel_until, sent, delivered)
 		VALUES (?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?, 0, '', '{}', 0, 0, 0)`,
-		job.ID, string(job.Device), string(job.Kind), string(args), string(job.State), micros(now), micros(job.Deadline), actor.ID, o.Key, o.bulk); err != nil {
+		job.ID, string(job.Device), string(job.Kind), string(args), string(job.State), db.Micros(now), db.Micros(job.Deadline), actor.ID, o.Key, o.bulk); err != nil {
 		return Job{}, err
 	}
 	return job, tell(tx, actor.ID, "job.queue", job.Device, nil, map[string]string{"job": job.ID, "kind": string(job.Kind), "bulk": o.bulk})
@@ -351,7 +351,7 @@ func (s *Store) Cancel(ctx context.Context, actor Actor, id string) (Job, error)
 			err = end(tx, id, job.State, now)
 		} else {
 			job.Canceling = true
-			_, err = tx.Exec("UPDATE job_jobs SET cancel_until = ?, delivered = 0 WHERE id = ?", micros(now.Add(CancelWait)), id)
+			_, err = tx.Exec("UPDATE job_jobs SET cancel_until = ?, delivered = 0 WHERE id = ?", db.Micros(now.Add(CancelWait)), id)
 		}
 		if err != nil {
 			return err
@@ -364,7 +364,7 @@ func (s *Store) Cancel(ctx context.Context, actor Actor, id string) (Job, error)
 
 // end makes a job's state a final one; then there is nothing to deliver.
 func end(tx *db.Tx, id string, state fleetapi.JobState, now time.Time) error {
-	_, err := tx.Exec("UPDATE job_jobs SET state = ?, finished = ?, delivered = 1 WHERE id = ?", string(state), micros(now), id)
+	_, err := tx.Exec("UPDATE job_jobs SET state = ?, finished = ?, delivered = 1 WHERE id = ?", string(state), db.Micros(now), id)
 	return err
 }
 
@@ -410,7 +410,7 @@ func receive(tx *db.Tx, m Status) (known bool, err error) {
 	taken := int64(st.Version) > version && job.State.CanBecome(st.State)
 	rows, err := tx.Exec(`INSERT INTO job_statuses (device, journal, seq, job, state, version, at, received, detail, taken)
 		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (device, journal, seq) DO NOTHING`,
-		string(m.Device), int64(st.Journal), int64(st.Seq), job.ID, string(st.State), int64(st.Version), micros(st.At), micros(m.At), st.Detail, bit(taken))
+		string(m.Device), int64(st.Journal), int64(st.Seq), job.ID, string(st.State), int64(st.Version), db.Micros(st.At), db.Micros(m.At), st.Detail, db.Bit(taken))
 	if err != nil || rows == 0 || !taken {
 		return true, err
 	}

@@ -2,7 +2,6 @@ package job
 
 import (
 	"context"
-	"database/sql"
 	"encoding/json"
 	"strings"
 	"time"
@@ -14,14 +13,14 @@ import (
 
 const columns = "id, device, kind, args, state, created, deadline, finished, account, bulk, detail, results, cancel_until, delivered"
 
-func scanJob(scan scanner) (Job, error) {
+func scanJob(scan db.Scan) (Job, error) {
 	var j Job
 	var created, deadline, finished, cancel, delivered int64
 	var args, results string
 	if err := scan(&j.ID, &j.Device, &j.Kind, &args, &j.State, &created, &deadline, &finished, &j.By, &j.Bulk, &j.Detail, &results, &cancel, &delivered); err != nil {
 		return j, err
 	}
-	j.Created, j.Deadline, j.Finished = instant(created), instant(deadline), instant(finished)
+	j.Created, j.Deadline, j.Finished = db.Instant(created), db.Instant(deadline), db.Instant(finished)
 	j.Canceling, j.Delivered = cancel != 0 && finished == 0, delivered == 1
 	if err := json.Unmarshal([]byte(args), &j.Args); err != nil {
 		return j, err
@@ -30,7 +29,7 @@ func scanJob(scan scanner) (Job, error) {
 }
 
 func get(tx *db.Tx, id string) (Job, error) {
-	found, err := all(tx, scanJob, "SELECT "+columns+" FROM job_jobs WHERE id = ?", id)
+	found, err := db.All(tx, scanJob, "SELECT "+columns+" FROM job_jobs WHERE id = ?", id)
 	if err == nil && len(found) == 0 {
 		return Job{}, ErrNoJob
 	}
@@ -76,7 +75,7 @@ func (s *Store) List(ctx context.Context, actor Actor, q Query) ([]Job, string, 
 	}
 	var jobs []Job
 	err = s.db.Read(ctx, func(tx *db.Tx) (err error) {
-		jobs, err = all(tx, scanJob, query, args...)
+		jobs, err = db.All(tx, scanJob, query, args...)
 		return err
 	})
 	if err != nil || len(jobs) <= limit {
@@ -133,58 +132,14 @@ func (s *Store) History(ctx context.Context, actor Actor, id string) ([]Said, er
 	}
 	var said []Said
 	err := s.db.Read(ctx, func(tx *db.Tx) (err error) {
-		said, err = all(tx, func(scan scanner) (Said, error) {
+		said, err = db.All(tx, func(scan db.Scan) (Said, error) {
 			var one Said
 			var version, at, received, taken int64
 			err := scan(&one.State, &version, &at, &received, &one.Detail, &taken)
-			one.Version, one.At, one.Received, one.Taken = uint64(version), instant(at), instant(received), taken == 1
+			one.Version, one.At, one.Received, one.Taken = uint64(version), db.Instant(at), db.Instant(received), taken == 1
 			return one, err
 		}, "SELECT state, version, at, received, detail, taken FROM job_statuses WHERE job = ? ORDER BY received, version LIMIT 500", id)
 		return err
 	})
 	return said, err
-}
-
-type scanner func(...any) error
-
-func all[T any](tx *db.Tx, one func(scanner) (T, error), query string, args ...any) ([]T, error) {
-	rows, err := tx.Query(query, args...)
-	if err != nil {
-		return nil, err
-	}
-	return collect(rows, one)
-}
-
-func collect[T any](rows *sql.Rows, one func(scanner) (T, error)) ([]T, error) {
-	defer rows.Close()
-	var out []T
-	for rows.Next() {
-		v, err := one(rows.Scan)
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, v)
-	}
-	return out, rows.Err()
-}
-
-func micros(t time.Time) int64 {
-	if t.IsZero() {
-		return 0
-	}
-	return t.UnixMicro()
-}
-
-func instant(us int64) time.Time {
-	if us == 0 {
-		return time.Time{}
-	}
-	return time.UnixMicro(us).UTC()
-}
-
-func bit(b bool) int64 {
-	if b {
-		return 1
-	}
-	return 0
 }

@@ -59,7 +59,7 @@ func (s *Store) deliver(ctx context.Context) error {
 	for {
 		var jobs []Job
 		err := s.db.Read(ctx, func(tx *db.Tx) (err error) {
-			jobs, err = all(tx, scanJob, "SELECT "+columns+" FROM job_jobs WHERE delivered = 0 AND id > ? ORDER BY id LIMIT ?", after, atOnce)
+			jobs, err = db.All(tx, scanJob, "SELECT "+columns+" FROM job_jobs WHERE delivered = 0 AND id > ? ORDER BY id LIMIT ?", after, atOnce)
 			return err
 		})
 		if err != nil {
@@ -101,7 +101,7 @@ func (s *Store) deliverOne(ctx context.Context, j Job) (bool, error) {
 		return false, fmt.Errorf("publish %s to %s: %w", j.ID, j.Device, err)
 	}
 	// Canceled meanwhile, it is to be delivered once more.
-	return true, s.exec(ctx, "UPDATE job_jobs SET delivered = 1 WHERE id = ? AND (cancel_until <> 0) = (? <> 0)", j.ID, bit(j.Canceling))
+	return true, s.exec(ctx, "UPDATE job_jobs SET delivered = 1 WHERE id = ? AND (cancel_until <> 0) = (? <> 0)", j.ID, db.Bit(j.Canceling))
 }
 
 // endOverdue ends jobs whose deadline has passed, or whose box did not say what
@@ -118,7 +118,7 @@ func (s *Store) endOverdue(ctx context.Context) error {
 			var n int
 			err := s.db.Write(ctx, func(tx *db.Tx) error {
 				now := time.Now()
-				jobs, err := all(tx, scanJob, "SELECT "+columns+" FROM job_jobs WHERE "+overdue.where+" ORDER BY id LIMIT ?", micros(now), atOnce)
+				jobs, err := db.All(tx, scanJob, "SELECT "+columns+" FROM job_jobs WHERE "+overdue.where+" ORDER BY id LIMIT ?", db.Micros(now), atOnce)
 				if err != nil {
 					return err
 				}
@@ -158,7 +158,7 @@ func (s *Store) removeRetired(ctx context.Context) error {
 	for {
 		var ids []croft.DeviceID
 		err := s.db.Read(ctx, func(tx *db.Tx) (err error) {
-			ids, err = all(tx, func(scan scanner) (id croft.DeviceID, err error) { return id, scan(&id) },
+			ids, err = db.All(tx, func(scan db.Scan) (id croft.DeviceID, err error) { return id, scan(&id) },
 				"SELECT DISTINCT device FROM job_jobs WHERE finished = 0 AND device > ? ORDER BY device LIMIT ?", after, atOnce)
 			return err
 		})
@@ -185,7 +185,7 @@ func (s *Store) removeRetired(ctx context.Context) error {
 // too, within a minute.
 func (s *Store) Remove(ctx context.Context, id croft.DeviceID) error {
 	return s.db.Write(ctx, func(tx *db.Tx) error {
-		jobs, err := all(tx, scanJob, "SELECT "+columns+" FROM job_jobs WHERE device = ? AND finished = 0 ORDER BY id", string(id))
+		jobs, err := db.All(tx, scanJob, "SELECT "+columns+" FROM job_jobs WHERE device = ? AND finished = 0 ORDER BY id", string(id))
 		if err != nil {
 			return err
 		}
@@ -212,7 +212,7 @@ func (s *Store) deliverAudit(ctx context.Context) error {
 	for {
 		var found []stored
 		err := s.db.Read(ctx, func(tx *db.Tx) (err error) {
-			found, err = all(tx, func(scan scanner) (e stored, err error) { return e, scan(&e.id, &e.body) },
+			found, err = db.All(tx, func(scan db.Scan) (e stored, err error) { return e, scan(&e.id, &e.body) },
 				"SELECT id, body FROM job_audit ORDER BY id LIMIT ?", atOnce)
 			return err
 		})
@@ -235,7 +235,7 @@ func (s *Store) deliverAudit(ctx context.Context) error {
 }
 
 func (s *Store) sweep(ctx context.Context) error {
-	old := micros(time.Now().Add(-keepStatuses))
+	old := db.Micros(time.Now().Add(-keepStatuses))
 	return errors.Join(
 		s.exec(ctx, "DELETE FROM job_statuses WHERE received < ?", old),
 		s.exec(ctx, "DELETE FROM job_jobs WHERE finished <> 0 AND finished < ?", old),
