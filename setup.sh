@@ -15,6 +15,7 @@ packages=(
   e2fsprogs e2fsck-static cryptsetup-bin                  # /perm and dm-verity, cross-checked
   qemu-system-x86 qemu-utils ovmf swtpm swtpm-tools       # the box in a virtual machine
   postgresql mosquitto                                    # the fleet on engines that others run
+  chromium fonts-dejavu-core                              # the console in a browser, tests only
 )
 # Tests run the client that Akash's tenants use. Any Node.js from 18 on will do:
 # Debian's is installed only where there is none.

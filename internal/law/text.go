@@ -77,6 +77,7 @@ floors: a package imports lower floors only
   4  agent/sampling           what the box reads about itself: CPU, memory, disks, heat, network, leases
   3  agent/uplink/spool       messages that wait for the broker
   4  agent/uplink             the box's line to the fleet: spool, events, jobs, desired state
+  7  agent/fleetlink          joins uplink, sampling and the box: what it says to its fleet and does for it
   4  agent/update             install, trial boot, confirm, roll back
   2  agent/ownerpage/figures  amounts and times in words for people
   3  agent/ownerpage/letting  what the box lets and earns, for the owner's eyes
@@ -106,10 +107,17 @@ floors: a package imports lower floors only
   5  fleet/auth               people: sessions, passkeys, roles, tokens
   6  fleet/auth/authhttp      their way in: cookies, forms, who may call what
   4  fleet/auditlog           who changed what
-  4  fleet/console            web console: templates and assets, embedded
-  7  fleet                    wires the contexts above into one server
+  3  fleet/blob               large things: in a folder, or in S3
+  4  fleet/bundle             support bundles of boxes
+  3  fleet/fleetclient        the fleet's HTTP API as programs speak it: types and client
+  7  fleet/webapi             the fleet's HTTP API, and the document that describes it
+  7  fleet/console/frame      what all pages share: layout, words, assets, live updates
+  8  fleet/console            an owner's pages, and everybody's way in
+  8  fleet/console/staff      pages of support, operators and admins
+  9  fleet                    wires the contexts above into one server
   6  fleet/db/dbtest          runs a test once per database engine
-  8  fleet/fleettest          a whole fleet in process, for tests; the box simulator
+  5  internal/simbox          a box without a machine: the agent's line to the fleet, with made-up readings
+  10 internal/fleettest       a whole fleet in process, for tests
   6  firmware/esp/crashtest   replays every power cut of an install, for tests
   6  internal/rig             one Machine interface (power, serial, network, disk faults): QEMU now, boards later
   7  internal/rig/outside     the world outside a box: chain, relay, registry
@@ -128,10 +136,13 @@ floors: a package imports lower floors only
   8  cmd/croft/tenantcmd      croft tenant
   8  cmd/croft/relaycmd       croft relay
   8  cmd/croft/factorycmd     croft factory
-  9  cmd/croft                the command people type
+  8  cmd/croft/fleetcmd       croft fleet, device, owner, job, support
+  8  cmd/croft/simcmd         croft sim
+  10 cmd/croft/upcmd          croft up
+  11 cmd/croft                the command people type
   9  cmd/croft-agent          the daemon on the box
   7  cmd/croft-init           the program in the initramfs
-  8  cmd/croft-fleet          the service
+  10 cmd/croft-fleet          the service
   7  cmd/croft-chaind         the chain daemon
   7  cmd/croft-gpuprobe       GPU facts over a pipe; the only cgo
 
@@ -179,10 +190,13 @@ doors: a heavy library is imported by these alone ("tests" are all _test.go file
   internal/rig                        opens to cmd/croft internal/vmtest tests             # test support; croft vm is a feature made of it
   internal/vmtest                     opens to tests                                       # test support
   firmware/esp/crashtest              opens to internal/vmtest/* tests                     # test support
-  fleet/db/dbtest                     opens to fleet/fleettest tests                       # test support
-  fleet/fleettest                     opens to cmd/croft tests                             # test support; the box simulator is a feature of croft
+  fleet/db/dbtest                     opens to internal/fleettest tests                       # test support
+  internal/fleettest                  opens to tests                                       # test support
+  internal/simbox                     opens to cmd/croft/simcmd internal/fleettest tests    # test support; croft sim is a feature made of it
+  github.com/minio/minio-go           opens to fleet/blob                                  # one place knows where large things lie
+  github.com/chromedp/chromedp        opens to tests                                       # a browser is for tests
   chain/chaintest                     opens to tests                                       # test support
   chain/npmpeer                       opens to tests                                       # test support
   chain/tenant/gatewaystub            opens to tests                                       # test support
-  os/exec                             opens to images/build images/gokrazy/init hwtest/... chain/npmpeer fleet/db/dbtest fleet/fleettest cmd/... firmware/perm internal/rig internal/rig/outside internal/tools/protogen internal/vmtest tests # a box has no shell: what runs a program is named here
+  os/exec                             opens to images/build images/gokrazy/init hwtest/... chain/npmpeer fleet/db/dbtest internal/fleettest cmd/... firmware/perm internal/rig internal/rig/outside internal/tools/protogen internal/vmtest tests # a box has no shell: what runs a program is named here
 `
