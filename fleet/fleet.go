@@ -13,8 +13,9 @@
 //	Config.Database  people, boxes, jobs, alerts, audit log; the authority, sealed
 //	Config.Key       one secret, from which all others are derived. Without it the
 //	                 database opens nothing: keep a copy
-//	Config.Dir       readings, the root key until it is taken away, and what follows
-//	                 if it is named by nothing else: database, key, blobs
+//	Config.Dir       readings; root-key.pem until the operator takes it away (it is
+//	                 wanted again every four years); join.json, what boxes are told;
+//	                 and database, key and blobs unless they are elsewhere
 //	Config.Blobs     support bundles
 //
 // Replicas share database, key, blobs and an external broker. Each has a Dir of its
@@ -177,6 +178,9 @@ func (f *Fleet) open(ctx context.Context) (err error) {
 		if err := open(ctx); err != nil {
 			return err
 		}
+	}
+	if err := atomicfile.WriteFile(filepath.Join(cfg.Dir, "join.json"), f.JoinText(), 0o644); err != nil {
+		return fmt.Errorf("write down what boxes are told: %w", err)
 	}
 	return nil
 }

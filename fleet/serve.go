@@ -23,6 +23,7 @@ import (
 	"github.com/croft-cloud/croft/fleet/fleetapi"
 	"github.com/croft-cloud/croft/internal/supervise"
 	"github.com/croft-cloud/croft/provisioning/enroll"
+	"github.com/croft-cloud/croft/provisioning/joinfile"
 )
 
 // downTo publishes to boxes.
@@ -193,3 +194,13 @@ func (f *Fleet) serveHealth(w http.ResponseWriter, r *http.Request) {
 	json.NewEncoder(w).Encode(h)
 }
 
+// JoinText is what boxes must be told of the fleet: the part "fleet" of network.json.
+func (f *Fleet) JoinText() []byte {
+	text, err := json.MarshalIndent(map[string]joinfile.Fleet{"fleet": {
+		URL: f.DeviceURL(), Roots: joinfile.Roots{string(f.RootPEM())}, Console: f.cfg.Origin,
+	}}, "", "  ")
+	if err != nil {
+		panic(err) // it is made of texts
+	}
+	return append(text, '\n')
+}

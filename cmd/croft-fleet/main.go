@@ -91,7 +91,7 @@ func serve(ctx context.Context, o *options, stdout io.Writer, log *slog.Logger) 
 	if url := admin.Reveal(); url != "" {
 		fmt.Fprintf(stdout, "Nobody runs this fleet yet. Sign up as its admin, once, at\n  %s\n", url)
 	}
-	fmt.Fprintf(stdout, "Boxes join with this in network.json:\n%s\n", f.JoinText())
+	fmt.Fprintf(stdout, "Boxes join with this in network.json:\n%s", f.JoinText())
 	return f.Run(ctx)
 }
 

@@ -1,5 +1,5 @@
 // Package outside is the world outside a box, on one machine: the chain, the
-// relay, the registry its images come from, and a tenant.
+// relay, the registry its images come from, the fleet, and a tenant.
 //
 //	world, err := outside.New(outside.Config{Dir: dir, Chaind: program})
 //	defer world.Close()
@@ -10,8 +10,8 @@
 //	t, err := world.Tenant(ctx)
 //	record, err := t.Run(ctx, file, show)
 //
-// The parts are the real ones: croft-chaind as a child process, package relay, a
-// registry that speaks the distribution protocol. Each has a life of its own
+// The parts are the real ones: croft-chaind and croft-fleet as child processes,
+// package relay, a registry that speaks the distribution protocol. Each has a life of its own
 // (Start, Stop), so that a test can take one away for as long as it likes, and a
 // fixed address, so that a box can be told where things are before they exist.
 //
@@ -55,7 +55,9 @@ func DeployAudit(provider account.Address) Audit {
 type Config struct {
 	Dir      string // required; everything is below it, and should be gone before the next world
 	Chaind   string // required; the program croft-chaind, see [Build]
+	Fleetd   string // the program croft-fleet; empty: there is no fleet
 	Chain    ChainConfig
+	Fleet    FleetConfig
 	Relay    RelayConfig
 	Registry RegistryConfig
 	Log      *slog.Logger // default: discard
@@ -66,13 +68,14 @@ type World struct {
 	Chain    *Chain
 	Relay    *Relay
 	Registry *Registry
+	Fleet    *Fleet // nil: there is none
 
 	dir string
 	log *slog.Logger
 }
 
 // New starts relay and registry. The chain is made when the box's address is
-// known: see Chain.Make.
+// known: see Chain.Make; the fleet by Fleet.Start.
 func New(cfg Config) (*World, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -90,6 +93,12 @@ func New(cfg Config) (*World, error) {
 	if w.Registry, err = NewRegistry(cfg.Registry); err != nil {
 		return nil, err
 	}
+	if cfg.Fleetd != "" {
+		cfg.Fleet.Dir, cfg.Fleet.Program = filepath.Join(cfg.Dir, "fleet"), cfg.Fleetd
+		if w.Fleet, err = NewFleet(cfg.Fleet); err != nil {
+			return nil, err
+		}
+	}
 	if err := errors.Join(w.Relay.Start(), w.Registry.Start()); err != nil {
 		return nil, errors.Join(err, w.Close())
 	}
@@ -100,7 +109,11 @@ func New(cfg Config) (*World, error) {
 func (w *World) Close() error {
 	w.Relay.Stop()
 	w.Registry.Stop()
-	return w.Chain.Stop()
+	var fleet error
+	if w.Fleet != nil {
+		fleet = w.Fleet.Stop()
+	}
+	return errors.Join(w.Chain.Stop(), fleet)
 }
 
 // View is from where the world is looked at.
@@ -112,10 +125,10 @@ const (
 	FromGuest View = "10.0.2.2"  // a virtual machine with QEMU's user networking
 )
 
-// Network is what a box must be told to join.
+// Network is what a box must be told to join; the fleet is in it once it has run.
 func (w *World) Network(from View) *joinfile.Network {
 	host := string(from)
-	return &joinfile.Network{
+	n := &joinfile.Network{
 		Chain: joinfile.Chain{
 			ID:  ChainID,
 			RPC: "http://" + at(host, w.Chain.cfg.RPC), GRPC: "grpc://" + at(host, w.Chain.cfg.GRPC),
@@ -128,6 +141,10 @@ func (w *World) Network(from View) *joinfile.Network {
 		Attributes: map[string]string{"organization": organization},
 		Mirrors:    map[string][]string{"docker.io": {"http://" + at(host, w.Registry.cfg.Port)}},
 	}
+	if w.Fleet != nil {
+		n.Fleet = w.Fleet.Join(from)
+	}
+	return n
 }
 
 // PutWeb builds the tenant's program, package internal/rig/outside/web, from the
