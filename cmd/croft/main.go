@@ -63,7 +63,7 @@ A program run in a lease (croft tenant shell) gives its own.`,
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return &croft.Error{Kind: croft.KindUsage, Err: err, Remedy: "see `" + cmd.CommandPath() + " --help`"}
 	})
-	root.AddCommand(newImageCommand(), newVMCommand(), newDemoCommand(), newSDLCommand(), newVersionCommand(), tenantcmd.New(), relaycmd.New(), factorycmd.New())
+	root.AddCommand(newImageCommand(), newVMCommand(), newDemoCommand(), newUpCommand(), newSDLCommand(), newVersionCommand(), tenantcmd.New(), relaycmd.New(), factorycmd.New())
 	root.AddCommand(chaincmd.New()...)
 	root.SetArgs(args)
 	root.SetIn(stdin)

@@ -138,8 +138,7 @@ floors: a package imports lower floors only
   8  cmd/croft/factorycmd     croft factory
   8  cmd/croft/fleetcmd       croft fleet, device, owner, job, support
   8  cmd/croft/simcmd         croft sim
-  10 cmd/croft/upcmd          croft up
-  11 cmd/croft                the command people type
+  10 cmd/croft                the command people type
   9  cmd/croft-agent          the daemon on the box
   7  cmd/croft-init           the program in the initramfs
   10 cmd/croft-fleet          the service

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"os/exec"
@@ -35,6 +36,7 @@ type Fleet struct {
 
 	mu     sync.Mutex
 	daemon *child          // guarded by mu; nil while stopped
+	since  int64           // guarded by mu; where the log of this start begins
 	join   *joinfile.Fleet // guarded by mu; nil before the first Start
 }
 
@@ -60,13 +62,17 @@ func (f *Fleet) Console() string { return fmt.Sprintf("http://localhost:%d", f.c
 // Log is the file with what croft-fleet has said.
 func (f *Fleet) Log() string { return f.log }
 
-// AdminURL is where the first admin signs up, once.
+// AdminURL is where the first admin signs up, once; an error when there was one at
+// the last Start.
 func (f *Fleet) AdminURL() (string, error) {
 	raw, err := os.ReadFile(f.log)
 	if err != nil {
 		return "", fmt.Errorf("read the fleet's log: %w", err)
 	}
-	for line := range strings.Lines(string(raw)) {
+	f.mu.Lock()
+	since := f.since
+	f.mu.Unlock()
+	for line := range strings.Lines(string(raw[min(since, int64(len(raw))):])) {
 		if line = strings.TrimSpace(line); strings.HasPrefix(line, f.Console()+"/login/link?token=") {
 			return line, nil
 		}
@@ -120,6 +126,9 @@ func (f *Fleet) Start(ctx context.Context) error {
 		return fmt.Errorf("start fleet: %w", err)
 	}
 	defer log.Close() // the child has a descriptor of its own
+	if f.since, err = log.Seek(0, io.SeekEnd); err != nil {
+		return fmt.Errorf("start fleet: %w", err)
+	}
 	args := []string{
 		"--dir", f.home, "--origin", f.Console(), "--listen", loopback(f.cfg.Web), "--first-use", "open",
 		"--device-listen", loopback(f.cfg.Device), "--broker-listen", loopback(f.cfg.Broker),

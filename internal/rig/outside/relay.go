@@ -70,9 +70,9 @@ func NewRelay(cfg RelayConfig) (*Relay, error) {
 	if err := choosePorts(&cfg.TLS, &cfg.HTTP); err != nil {
 		return nil, fmt.Errorf("prepare relay: %w", err)
 	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	key, err := keepKey(filepath.Join(cfg.Dir, "key.der"))
 	if err != nil {
-		return nil, fmt.Errorf("make the relay's key: %w", err)
+		return nil, fmt.Errorf("prepare the relay's key: %w", err)
 	}
 	cert, err := wire.SelfSigned(key)
 	if err != nil {
@@ -83,6 +83,25 @@ func NewRelay(cfg RelayConfig) (*Relay, error) {
 		return nil, fmt.Errorf("make the relay's certificate: %w", err)
 	}
 	return &Relay{cfg: cfg, cert: cert, pin: wire.PinOf(leaf), store: relay.NewFileStore(filepath.Join(cfg.Dir, "ports.json"))}, nil
+}
+
+// keepKey reads the relay's key, which boxes know it by, and makes one the first time.
+func keepKey(path string) (*ecdsa.PrivateKey, error) {
+	der, err := os.ReadFile(path)
+	if err == nil {
+		return x509.ParseECPrivateKey(der)
+	}
+	if !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	if der, err = x509.MarshalECPrivateKey(key); err != nil {
+		return nil, err
+	}
+	return key, errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, der, 0o600))
 }
 
 // Domain is what a box's name is put before: DEVICE.Domain.
