@@ -33,6 +33,7 @@ import (
 	"context"
 	"crypto/ed25519"
 	"crypto/tls"
+	"crypto/x509"
 	"embed"
 	"errors"
 	"fmt"
@@ -84,8 +85,13 @@ type Config struct {
 	// default the host of Origin. The first is what boxes are told.
 	Hosts []string
 	// Brokers are told to boxes; default tls://HOST:PORT of Broker.
-	Brokers  []string
-	External *ingest.External // a broker somebody else runs; its DB is set here
+	Brokers []string
+	// External is a broker somebody else runs. Its DB is set here; its TLS trusts the
+	// system's roots and the fleet's own unless it says otherwise.
+	External *ingest.External
+	// BrokerFiles is a folder in which that broker finds whom it may trust, who it is,
+	// and who is revoked, by the names Hosts; empty: nowhere.
+	BrokerFiles string
 
 	FirstUse enroll.FirstUse     // default enroll.FirstUseVoucher
 	Factory  []ed25519.PublicKey // whose vouchers are good
@@ -272,6 +278,16 @@ func (f *Fleet) openBoxes(ctx context.Context) error {
 	if cfg.External = f.cfg.External; cfg.External != nil {
 		external := *cfg.External
 		external.DB = f.db
+		if external.TLS == nil {
+			trusted, err := x509.SystemCertPool()
+			if err != nil {
+				trusted = x509.NewCertPool()
+			}
+			for _, root := range f.Roots() {
+				trusted.AddCert(root)
+			}
+			external.TLS = &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: trusted}
+		}
 		cfg.External = &external
 	} else {
 		cfg.Embedded = &ingest.Embedded{

@@ -42,7 +42,7 @@ func (f *Fleet) Roots() []*x509.Certificate {
 func (f *Fleet) RootPEM() []byte { return f.authority.authority().RootCertificate() }
 
 // openPorts makes what answers at the ports, and the list of what runs.
-func (f *Fleet) openPorts(context.Context) (err error) {
+func (f *Fleet) openPorts(ctx context.Context) (err error) {
 	port, err := deviceport.New(deviceport.Config{
 		Store: f.devices, Gate: f.gate, Authority: f.authority.authority,
 		Policy:  enroll.Policy{FirstUse: f.cfg.FirstUse, Factory: f.cfg.Factory},
@@ -67,7 +67,7 @@ func (f *Fleet) openPorts(context.Context) (err error) {
 	web.Handle("/", f.door.Guard(guarded))
 	f.web = web
 
-	f.workers, err = supervise.New(supervise.Config{Log: f.log, Workers: []supervise.Worker{
+	workers := []supervise.Worker{
 		{Name: "people", Run: f.auth.Run},
 		{Name: "boxes", Run: f.devices.Run},
 		{Name: "jobs", Run: f.jobs.Run},
@@ -80,7 +80,15 @@ func (f *Fleet) openPorts(context.Context) (err error) {
 		{Name: "authority", Run: f.authority.follow},
 		{Name: "issuing_key", Run: f.authority.renew},
 		{Name: "shut_out", Run: f.shutOut},
-	}})
+	}
+	if f.cfg.BrokerFiles != "" {
+		files := &brokerFiles{dir: f.cfg.BrokerFiles, hosts: f.cfg.Hosts, authority: f.authority, devices: f.devices, db: f.db}
+		if err := files.write(ctx, time.Now()); err != nil {
+			return fmt.Errorf("write files for the broker: %w", err)
+		}
+		workers = append(workers, supervise.Worker{Name: "broker_files", Run: files.run})
+	}
+	f.workers, err = supervise.New(supervise.Config{Log: f.log, Workers: workers})
 	return err
 }
 

@@ -43,6 +43,7 @@ type options struct {
 
 	hosts                []string
 	broker               string
+	brokerFiles          string
 	tellBrokers          []string
 	firstUse             string
 	factory              []string
@@ -71,6 +72,7 @@ func (o *options) register(f *pflag.FlagSet) {
 	f.StringSliceVar(&o.private, "allow-private-webhooks", nil, "`networks` that webhooks may reach though they are private")
 	f.StringSliceVar(&o.hosts, "host", nil, "`names` and addresses at which boxes reach this service (default the origin's)")
 	f.StringVar(&o.broker, "broker", "", "`URL` of an external broker, for the fleet: mqtts://user:password@host:port")
+	f.StringVar(&o.brokerFiles, "broker-files", "", "`folder` where that broker finds certificates, key and the list of revoked ones")
 	f.StringSliceVar(&o.tellBrokers, "tell-broker", nil, "`URLs` of brokers for boxes, as tls://host:port")
 	f.StringVar(&o.firstUse, "first-use", string(enroll.FirstUseVoucher), "which unknown boxes come in: voucher, listed or open")
 	f.StringSliceVar(&o.factory, "factory-key", nil, "`files` with public keys that sign vouchers, PEM")
@@ -104,7 +106,7 @@ func (o *options) config(log *slog.Logger) (cfg fleet.Config, err error) {
 	}
 	cfg = fleet.Config{
 		Dir: o.dir, Origin: o.origin, Name: o.name, Database: o.database, Key: o.key, Blobs: o.blobs,
-		Hosts: o.hosts, Brokers: o.tellBrokers, ConnectRate: o.connectionsPerSecond, Log: log,
+		BrokerFiles: o.brokerFiles, Hosts: o.hosts, Brokers: o.tellBrokers, ConnectRate: o.connectionsPerSecond, Log: log,
 		Series: timeseries.Config{Retention: o.retention, LongRetention: o.longRetention, MaxSeries: o.maxSeries},
 	}
 	for _, read := range []func(*fleet.Config) error{o.networks, o.trust, o.mailer, o.providers, o.remote, func(cfg *fleet.Config) error { return o.tls(cfg, origin) }} {

@@ -67,7 +67,7 @@ func issuedBy(root *x509.Certificate, rootKey *ecdsa.PrivateKey, now time.Time) 
 		Subject:               pkix.Name{CommonName: "croft fleet issuing " + now.UTC().Format(time.DateOnly), Organization: root.Subject.Organization},
 		NotBefore:             later(now.Add(-Backdate), root.NotBefore),
 		NotAfter:              earlier(now.Add(IssuingLife), root.NotAfter),
-		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
+		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign | x509.KeyUsageDigitalSignature,
 		BasicConstraintsValid: true,
 		IsCA:                  true,
 		MaxPathLenZero:        true,
