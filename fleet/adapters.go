@@ -21,8 +21,8 @@ import (
 // The contexts do not know each other. What one needs of another stands here, as
 // small types that implement what it asks for.
 
-// staff is the fleet itself, asking about any box.
-var staff = device.Actor{ID: "fleet", Staff: true}
+// itsActor is the fleet itself, asking about any box.
+var itsActor = device.Actor{ID: "fleet", Staff: true}
 
 // itself is the fleet, asking about people.
 var itself = rights.Principal{Account: "fleet", Role: rights.RoleAdmin, Stage: rights.StageFull}
@@ -137,7 +137,7 @@ func (b alertBoxes) Boxes(ctx context.Context) (out []alert.Box, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("read broken leases: %w", err)
 	}
-	err = eachBox(ctx, b.devices, staff, device.Query{}, func(box device.Box) bool {
+	err = eachBox(ctx, b.devices, itsActor, device.Query{}, func(box device.Box) bool {
 		out = append(out, alert.Box{
 			ID: box.ID, Name: box.Name, Owner: box.Claim.Owner, Labels: box.Labels,
 			Heard: !box.Seen.IsZero(), Online: box.Online, Seen: box.Seen,
@@ -193,7 +193,7 @@ func tellAlerts(ctx context.Context, d *db.DB, alerts *alert.Store, devices *dev
 		again := time.NewTicker(time.Minute)
 		defer again.Stop()
 		told := map[croft.DeviceID]string{}
-		err := eachBox(ctx, devices, staff, device.Query{}, func(box device.Box) bool {
+		err := eachBox(ctx, devices, itsActor, device.Query{}, func(box device.Box) bool {
 			if box.Alerts != "" {
 				told[box.ID] = box.Alerts
 			}
@@ -222,7 +222,7 @@ func tellOnce(ctx context.Context, alerts *alert.Store, devices *device.Store, t
 	words := map[croft.DeviceID][]string{}
 	q := alert.Query{Firing: true, Limit: 500}
 	for {
-		page, next, err := alerts.List(ctx, alert.Actor(staff), q)
+		page, next, err := alerts.List(ctx, alert.Actor(itsActor), q)
 		if err != nil {
 			return err
 		}

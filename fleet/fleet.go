@@ -50,9 +50,10 @@ import (
 	"github.com/croft-cloud/croft/fleet/alert"
 	"github.com/croft-cloud/croft/fleet/auditlog"
 	"github.com/croft-cloud/croft/fleet/auth"
-	"github.com/croft-cloud/croft/fleet/auth/authhttp"
 	"github.com/croft-cloud/croft/fleet/auth/oidclogin"
 	"github.com/croft-cloud/croft/fleet/auth/secret"
+	"github.com/croft-cloud/croft/fleet/bundle"
+	"github.com/croft-cloud/croft/fleet/console/frame"
 	"github.com/croft-cloud/croft/fleet/db"
 	"github.com/croft-cloud/croft/fleet/device"
 	"github.com/croft-cloud/croft/fleet/ingest"
@@ -124,7 +125,8 @@ type Fleet struct {
 	revoked   *enroll.Revocations
 	audit     *auditlog.Log
 	auth      *auth.Service
-	door      *authhttp.Door
+	frame     *frame.Frame
+	bundles   *bundle.Store
 	devices   *device.Store
 	jobs      *job.Store
 	alerts    *alert.Store
@@ -180,7 +182,7 @@ func (f *Fleet) open(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	for _, open := range []func(context.Context) error{f.openPeople, f.openSeries, f.openBoxes, f.openAlerts, f.openPorts} {
+	for _, open := range []func(context.Context) error{f.openPeople, f.openSeries, f.openBoxes, f.openBundles, f.openAlerts, f.openPages, f.openPorts} {
 		if err := open(ctx); err != nil {
 			return err
 		}

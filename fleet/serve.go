@@ -17,7 +17,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/croft-cloud/croft"
-	"github.com/croft-cloud/croft/fleet/auth/authhttp"
 	"github.com/croft-cloud/croft/fleet/db"
 	"github.com/croft-cloud/croft/fleet/device/deviceport"
 	"github.com/croft-cloud/croft/fleet/fleetapi"
@@ -54,18 +53,8 @@ func (f *Fleet) openPorts(ctx context.Context) (err error) {
 	}
 	boxes := http.NewServeMux()
 	boxes.Handle("/", port)
+	boxes.Handle("/v1/bundles/", f.bundles.DeviceHandler(func(r *http.Request) (croft.DeviceID, error) { return f.judge(r.TLS) }))
 	f.device = boxes
-
-	f.door, err = authhttp.New(authhttp.Config{Auth: f.auth, Key: f.keys.auth, Origin: f.cfg.Origin, ClientAddress: f.clientAddress, Log: f.log})
-	if err != nil {
-		return err
-	}
-	guarded := http.NewServeMux()
-	guarded.Handle("/auth/", f.door.Handler())
-	web := http.NewServeMux()
-	web.HandleFunc("GET /healthz", f.serveHealth)
-	web.Handle("/", f.door.Guard(guarded))
-	f.web = web
 
 	workers := []supervise.Worker{
 		{Name: "people", Run: f.auth.Run},
@@ -76,6 +65,8 @@ func (f *Fleet) openPorts(ctx context.Context) (err error) {
 		{Name: "messages", Run: f.sink.messages.run},
 		{Name: "statuses", Run: f.sink.statuses.run},
 		{Name: "greetings", Run: f.sink.greeted.run},
+		{Name: "bundles", Run: f.bundles.Run},
+		{Name: "live_pages", Run: f.frame.Run},
 		{Name: "wiper", Run: f.wiper.run},
 		{Name: "authority", Run: f.authority.follow},
 		{Name: "issuing_key", Run: f.authority.renew},

@@ -51,7 +51,7 @@ func (s *sink) Hello(ctx context.Context, id croft.DeviceID, m *fleetapi.Hello) 
 	if err := s.store(ctx, id, m); err != nil {
 		return err
 	}
-	box, err := s.devices.Box(ctx, staff, id)
+	box, err := s.devices.Box(ctx, itsActor, id)
 	if errors.Is(err, device.ErrNoBox) {
 		return nil // it left the fleet a moment ago
 	}

@@ -12,7 +12,6 @@ const Text = `
 floors: a package imports lower floors only
   0  .                        ids, enums, values, error kinds; standard library only
   1  internal/atomicfile      replace a file so that a power cut leaves the old or the new one
-  1  internal/httperr         error kind → HTTP status, in one place
   1  internal/law             this table, as a test
   1  internal/supervise       run workers, restart them with back-off
   1  internal/version         which build this is
@@ -122,6 +121,7 @@ floors: a package imports lower floors only
   6  internal/rig             one Machine interface (power, serial, network, disk faults): QEMU now, boards later
   7  internal/rig/outside     the world outside a box: chain, relay, registry
   7  internal/rig/outside/web the program that stands in for a tenant's
+  7  internal/rig/outside/owner the program that stands in for an owner: a browser
   7  internal/rig/faulty/*    programs with a planted fault, built into test images only
   7  chain/chaintest/clients/* one small program on either client, to compare
   8  internal/vmtest          the box in a virtual machine, tests only
@@ -193,7 +193,7 @@ doors: a heavy library is imported by these alone ("tests" are all _test.go file
   internal/fleettest                  opens to tests                                       # test support
   internal/simbox                     opens to cmd/croft/simcmd internal/fleettest tests    # test support; croft sim is a feature made of it
   github.com/minio/minio-go           opens to fleet/blob                                  # one place knows where large things lie
-  github.com/chromedp/chromedp        opens to tests                                       # a browser is for tests
+  github.com/chromedp/chromedp        opens to internal/rig/outside/owner tests            # a browser is for tests and demos
   chain/chaintest                     opens to tests                                       # test support
   chain/npmpeer                       opens to tests                                       # test support
   chain/tenant/gatewaystub            opens to tests                                       # test support

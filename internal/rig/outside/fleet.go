@@ -22,8 +22,11 @@ type FleetConfig struct {
 	Dir     string // required; the fleet's own folder, made if it is not there
 	Program string // required; croft-fleet, see [Build]
 
-	Web, Device, Broker uint16   // ports on 127.0.0.1; default: free ones
-	Args                []string // further ones for croft-fleet
+	Web, Device, Broker uint16 // ports on 127.0.0.1; default: free ones
+
+	Origin  string   // what browsers call it; default http://localhost:WEB
+	Brokers []string // where boxes find the broker; default its own, for this machine and virtual ones on it
+	Args    []string // further ones for croft-fleet
 }
 
 // Fleet is the service that looks after boxes, run by the real croft-fleet as a
@@ -52,12 +55,27 @@ func NewFleet(cfg FleetConfig) (*Fleet, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("prepare fleet: %w", err)
 	}
+	if cfg.Origin == "" {
+		cfg.Origin = fmt.Sprintf("http://localhost:%d", cfg.Web)
+	}
+	if len(cfg.Brokers) == 0 {
+		cfg.Brokers = []string{"tls://" + at(string(FromGuest), cfg.Broker), "tls://" + loopback(cfg.Broker)}
+	}
 	return &Fleet{cfg: cfg, home: filepath.Join(dir, "home"), log: filepath.Join(dir, "croft-fleet.log")}, nil
 }
 
 // Console is what browsers on this machine call the fleet. They take localhost for
 // safe without TLS.
-func (f *Fleet) Console() string { return fmt.Sprintf("http://localhost:%d", f.cfg.Web) }
+func (f *Fleet) Console() string { return f.cfg.Origin }
+
+// Web is where it listens for people, host:port.
+func (f *Fleet) Web() string { return loopback(f.cfg.Web) }
+
+// Device is where it listens for boxes that enrol, host:port.
+func (f *Fleet) Device() string { return loopback(f.cfg.Device) }
+
+// Home is the fleet's folder.
+func (f *Fleet) Home() string { return f.home }
 
 // Log is the file with what croft-fleet has said.
 func (f *Fleet) Log() string { return f.log }
@@ -133,7 +151,7 @@ func (f *Fleet) Start(ctx context.Context) error {
 		"--dir", f.home, "--origin", f.Console(), "--listen", loopback(f.cfg.Web), "--first-use", "open",
 		"--device-listen", loopback(f.cfg.Device), "--broker-listen", loopback(f.cfg.Broker),
 		"--host", string(FromGuest) + "," + string(FromHost) + ",localhost",
-		"--tell-broker", "tls://" + at(string(FromGuest), f.cfg.Broker) + ",tls://" + loopback(f.cfg.Broker),
+		"--tell-broker", strings.Join(f.cfg.Brokers, ","),
 	}
 	cmd := exec.Command(f.cfg.Program, append(args, f.cfg.Args...)...)
 	cmd.Stdout, cmd.Stderr = log, log
@@ -153,7 +171,7 @@ func (f *Fleet) Start(ctx context.Context) error {
 func (f *Fleet) awaitAnswer(ctx context.Context, daemon *child) error {
 	doer := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
 	for {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+loopback(f.cfg.Web)+"/healthz", nil)
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+f.Web()+"/healthz", nil)
 		if err != nil {
 			return err
 		}
