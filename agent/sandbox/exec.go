@@ -103,7 +103,6 @@ func (s *Sandbox) Exec(ctx context.Context, replica lease.ReplicaID, argv []stri
 	if err != nil {
 		if c := code(err); c == codes.Canceled || c == codes.DeadlineExceeded || c == codes.Unavailable {
 			s.killExec(ctx, id, exec, pid)
-			return 0, sortError(err, doing)
 		}
 		return 0, s.sortExecError(err, doing)
 	}
@@ -138,9 +137,7 @@ func (s *Sandbox) attend(ctx context.Context, id, exec string, pid int32, pipes 
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	doing := "run a command in " + id
-
-	// The shim has opened its ends by now: end of file means that it closed them.
-	pipes.forget()
+	// The shim has opened the outputs by now: end of file means that it closed them.
 	var outputs, helpers sync.WaitGroup
 	copyOut := func(to io.Writer, from *os.File) {
 		buffer := make([]byte, pipeBytes)
@@ -158,10 +155,16 @@ func (s *Sandbox) attend(ctx context.Context, id, exec string, pid int32, pipes 
 	}
 	if stdin != nil {
 		go func() { // not waited for: nobody can end a Read of somebody else's
-			_, _ = io.CopyBuffer(onlyWriter{pipes.in}, onlyReader{stdin}, make([]byte, pipeBytes)) // a command need not read its input
-			pipes.in.Close()
-			call, cancel := s.call(ctx)
-			defer cancel()
+			in, err := pipes.openIn(ctx)
+			if err != nil {
+				cancel(fmt.Errorf("write a command's input: %w", err))
+				return
+			}
+			defer context.AfterFunc(ctx, func() { in.Close() })()
+			_, _ = io.CopyBuffer(onlyWriter{in}, onlyReader{stdin}, make([]byte, pipeBytes)) // a command need not read its input
+			in.Close()
+			call, done := s.call(ctx)
+			defer done()
 			// The shim holds the pipe open for writing, too, until it is told. It
 			// reads what is in there first. A command that has ended needs neither.
 			_, _ = s.tasks.CloseIO(call, &tasks.CloseIORequest{ContainerID: id, ExecID: exec, Stdin: true})
@@ -187,26 +190,21 @@ func (s *Sandbox) attend(ctx context.Context, id, exec string, pid int32, pipes 
 	if err != nil {
 		s.killExec(ctx, id, exec, pid)
 		deleting = context.WithoutCancel(ctx)
+		cancel(sortError(err, doing)) // unless something else was the cause
 	}
 	// What holds the pipes open now are programs that the command left behind;
 	// deleting the command ends the shim's part after a moment.
 	call, done := s.call(deleting)
 	_, _ = s.tasks.DeleteProcess(call, &tasks.DeleteProcessRequest{ContainerID: id, ExecID: exec}) // Exec does it again, and says so
 	done()
-	if err != nil {
-		pipes.close()
-	}
 	stop := context.AfterFunc(ctx, pipes.close)
 	outputs.Wait()
 	stop()
 	cause := context.Cause(ctx)
 	cancel(nil)
 	helpers.Wait()
-	switch {
-	case cause != nil:
+	if cause != nil {
 		return 0, cause
-	case err != nil:
-		return 0, sortError(err, doing)
 	}
 	return int(result.ExitStatus), nil
 }
@@ -295,13 +293,12 @@ func (s *Sandbox) processOf(ctx context.Context, replica lease.ReplicaID, argv [
 type pipes struct {
 	folder                   string
 	inPath, outPath, errPath string
-	in, out, err             *os.File
-	once                     sync.Once
+	out, err                 *os.File
 }
 
 const pipesPrefix = "exec-"
 
-// openPipes makes named pipes and opens our ends so that the shim never waits
+// openPipes makes named pipes and opens the outputs so that the shim never waits
 // for us, nor we for it.
 func openPipes(root string, stdin, tty bool) (*pipes, error) {
 	if err := os.MkdirAll(root, 0o700); err != nil {
@@ -312,47 +309,51 @@ func openPipes(root string, stdin, tty bool) (*pipes, error) {
 		return nil, err
 	}
 	p := &pipes{folder: folder}
-	open := func(name string, mode int) (string, *os.File, error) {
+	input := func(name string) string {
 		path := filepath.Join(folder, name)
-		if err := unix.Mkfifo(path, 0o600); err != nil {
-			return "", nil, fmt.Errorf("make pipe %s: %w", path, err)
+		if err == nil {
+			err = unix.Mkfifo(path, 0o600)
 		}
-		fd, err := unix.Open(path, mode|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return "", nil, fmt.Errorf("open pipe %s: %w", path, err)
+		return path
+	}
+	output := func(name string) (path string, file *os.File) {
+		if path = input(name); err == nil {
+			file, err = os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 		}
-		return path, os.NewFile(uintptr(fd), path), nil
+		return path, file
 	}
 	if stdin {
-		// For reading too: the shim may open its end after our first write.
-		p.inPath, p.in, err = open("stdin", unix.O_RDWR)
+		p.inPath = input("stdin")
 	}
-	if err == nil {
-		p.outPath, p.out, err = open("stdout", unix.O_RDONLY)
-	}
-	if err == nil && !tty {
-		p.errPath, p.err, err = open("stderr", unix.O_RDONLY)
+	p.outPath, p.out = output("stdout")
+	if !tty {
+		p.errPath, p.err = output("stderr")
 	}
 	if err != nil {
 		p.close()
-		return nil, err
+		return nil, fmt.Errorf("make pipes in %s: %w", folder, err)
 	}
 	return p, nil
 }
 
-// forget takes the names away; what is open stays so.
-func (p *pipes) forget() { _ = os.RemoveAll(p.folder) } // Run clears what stays
-
-// close ends all reads and writes of the pipes.
-func (p *pipes) close() {
-	p.once.Do(func() {
-		p.forget()
-		for _, file := range []*os.File{p.in, p.out, p.err} {
-			if file != nil {
-				file.Close()
-			}
+// openIn opens the input as soon as the shim reads it, which may be after it said
+// that the command runs. Written and closed earlier the input would be lost, and
+// the shim would wait for a writer, and the command for its input, without end.
+func (p *pipes) openIn(ctx context.Context) (*os.File, error) {
+	for {
+		in, err := os.OpenFile(p.inPath, os.O_WRONLY|unix.O_NONBLOCK, 0)
+		if !errors.Is(err, unix.ENXIO) || ctx.Err() != nil {
+			return in, err
 		}
-	})
+		time.Sleep(5 * time.Millisecond) // nobody reads yet
+	}
+}
+
+// close ends all reads and takes the names away.
+func (p *pipes) close() {
+	_ = os.RemoveAll(p.folder) // Run clears what stays
+	p.out.Close()              // a file that is nil or closed does not mind
+	p.err.Close()
 }
 
 // clearPipes removes what a predecessor left.
@@ -375,5 +376,4 @@ func (s *Sandbox) clearPipes() error {
 // onlyReader and onlyWriter hide shortcuts of io.Copy's that would block in the
 // kernel, where nobody can end them, or buffer without bound.
 type onlyReader struct{ io.Reader }
-
 type onlyWriter struct{ io.Writer }

@@ -1257,8 +1257,9 @@ func TestExec(t *testing.T) {
 		for range 10 {
 			callers.Go(func() {
 				for range 6 {
-					if code, err := s.Exec(s.ctx(), c.ID, []string{"/guest"}, false, strings.NewReader("x"), nil, nil, nil); err != nil || code != 0 {
-						t.Errorf("Exec = %d, %v", code, err)
+					var out bytes.Buffer
+					if code, err := s.Exec(s.ctx(), c.ID, []string{"/guest", "upper"}, false, strings.NewReader("x"), &out, nil, nil); err != nil || code != 7 || out.String() != "X" {
+						t.Errorf("Exec = %d, %v, %q", code, err, out.String())
 					}
 				}
 			})

@@ -3,6 +3,7 @@ package sandbox
 import (
 	"context"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -17,6 +18,7 @@ import (
 	"github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/typeurl/v2"
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -318,4 +320,43 @@ func TestNewCommand(t *testing.T) {
 			t.Errorf("newCommand(%v, %v) = %d, want %d", tc.before, tc.after, got, tc.want)
 		}
 	}
+}
+
+// The shim opens its end of the input some time after it said that the command runs.
+func TestInputWaitsForItsReader(t *testing.T) {
+	p, err := openPipes(t.TempDir(), true, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.close()
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		if _, err := p.openIn(ctx); err == nil {
+			t.Error("it was opened though nobody reads")
+		}
+		var in *os.File
+		opened := make(chan error)
+		go func() {
+			var err error
+			in, err = p.openIn(t.Context())
+			opened <- err
+		}()
+		time.Sleep(time.Minute)
+		shim, err := os.OpenFile(p.inPath, os.O_RDONLY|unix.O_NONBLOCK, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer shim.Close()
+		if err := <-opened; err != nil {
+			t.Fatal(err)
+		}
+		if _, err := in.WriteString("all of it"); err != nil {
+			t.Error(err)
+		}
+		in.Close()
+		if got, err := io.ReadAll(shim); err != nil || string(got) != "all of it" {
+			t.Errorf("the shim read %q, %v", got, err)
+		}
+	})
 }

@@ -424,8 +424,8 @@ func TestContainerFromPullToNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	stdout.Reset()
-	if code := s.exec(t, ctx, task, "two", &stdout); code != 3 {
-		t.Errorf("exec after adoption ended with %d", code)
+	if code := s.exec(t, ctx, task, "two", &stdout); code != 3 || stdout.String() != "through stdin\n" {
+		t.Errorf("exec after adoption ended with %d and said %q", code, stdout.String())
 	}
 
 	if err := task.Kill(ctx, syscall.SIGTERM); err != nil {
@@ -465,7 +465,8 @@ func (s *stack) exec(t *testing.T, ctx context.Context, task containerd.Task, id
 	}
 	process := *spec.Process
 	process.Args = []string{"/guest", "echo"}
-	p, err := task.Exec(ctx, id, &process, cio.NewCreator(cio.WithStreams(strings.NewReader("through stdin\n"), stdout, io.Discard), cio.WithFIFODir(s.dir+"/fifo")))
+	stdin := &input{text: "through stdin\n", written: make(chan struct{})}
+	p, err := task.Exec(ctx, id, &process, cio.NewCreator(cio.WithStreams(stdin, stdout, io.Discard), cio.WithFIFODir(s.dir+"/fifo")))
 	if err != nil {
 		t.Fatalf("exec: %v", err)
 	}
@@ -476,14 +477,42 @@ func (s *stack) exec(t *testing.T, ctx context.Context, task containerd.Task, id
 	if err := p.Start(ctx); err != nil {
 		t.Fatalf("start exec: %v", err)
 	}
+	// The shim may open its end of the pipe after the start. Told to close before,
+	// it lets the text go to nobody and then waits for ever for another writer.
+	select {
+	case <-stdin.written:
+	case <-ctx.Done():
+		t.Fatalf("exec %s: its input was not taken: %v", id, ctx.Err())
+	}
 	if err := p.CloseIO(ctx, containerd.WithStdinCloser); err != nil {
 		t.Errorf("close stdin: %v", err)
 	}
 	end := <-exited
+	if end.Error() != nil {
+		t.Fatalf("exec %s: %v", id, end.Error())
+	}
+	p.IO().Wait() // Delete drops what was not read yet
 	if _, err := p.Delete(ctx); err != nil {
 		t.Errorf("delete exec: %v", err)
 	}
 	return end.ExitCode()
+}
+
+// input is a text that says when it was written: a copy reads on when it has
+// written what it read before.
+type input struct {
+	text    string
+	written chan struct{}
+}
+
+func (i *input) Read(p []byte) (int, error) {
+	if i.text == "" {
+		close(i.written)
+		return 0, io.EOF
+	}
+	n := copy(p, i.text)
+	i.text = i.text[n:]
+	return n, nil
 }
 
 // nothingLeft checks that no process, mount, socket, state or group of a container
