@@ -193,6 +193,7 @@ doors: a heavy library is imported by these alone ("tests" are all _test.go file
   internal/fleettest                  opens to tests                                       # test support
   internal/simbox                     opens to cmd/croft/simcmd internal/fleettest tests    # test support; croft sim is a feature made of it
   github.com/minio/minio-go           opens to fleet/blob                                  # one place knows where large things lie
+  github.com/johannesboyne/gofakes3   opens to tests                                       # an S3 server for tests
   github.com/chromedp/chromedp        opens to internal/rig/outside/owner tests            # a browser is for tests and demos
   chain/chaintest                     opens to tests                                       # test support
   chain/npmpeer                       opens to tests                                       # test support
