@@ -27,21 +27,24 @@ var itsActor = device.Actor{ID: "fleet", Staff: true}
 // itself is the fleet, asking about people.
 var itself = rights.Principal{Account: "fleet", Role: rights.RoleAdmin, Stage: rights.StageFull}
 
-// deviceAudit writes what happened to boxes into the audit log.
-type deviceAudit struct {
-	db    *db.DB
-	log   *auditlog.Log
-	wiped *wiper
-}
+// deviceAudit writes what happened to boxes into the audit log, and removes what one
+// owner's time with a box has left behind when that is over.
+type deviceAudit struct{ f *Fleet }
 
 func (a deviceAudit) Record(ctx context.Context, e device.Entry) error {
-	return a.db.Write(ctx, func(tx *db.Tx) error {
-		if owner, left := e.Before["owner"]; left && owner != "" {
-			if err := a.wiped.order(tx, e.Device, e.At); err != nil {
+	owner, left := e.Before["owner"]
+	if left = left && owner != ""; left {
+		if err := a.f.bundles.DeleteDevice(ctx, e.Device); err != nil {
+			return err
+		}
+	}
+	return a.f.db.Write(ctx, func(tx *db.Tx) error {
+		if left {
+			if err := a.f.wiper.order(tx, e.Device, e.At); err != nil {
 				return err
 			}
 		}
-		return a.log.Record(tx, auditlog.Entry{
+		return a.f.audit.Record(tx, auditlog.Entry{
 			ID: e.ID, At: e.At, Actor: e.By, Action: e.Action,
 			Kind: "device", Object: string(e.Device), Before: e.Before, After: e.After,
 		})

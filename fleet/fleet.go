@@ -264,7 +264,7 @@ func (f *Fleet) openBoxes(ctx context.Context) error {
 	}
 	f.devices, err = device.New(ctx, device.Config{
 		DB: f.db, ClaimKey: claimKey, Revoked: f.revoked, Publisher: downTo{f},
-		Audit: deviceAudit{f.db, f.audit, f.wiper}, Owners: f.auth, Log: f.log,
+		Audit: deviceAudit{f}, Owners: f.auth, Log: f.log,
 	})
 	if err != nil {
 		return err

@@ -87,7 +87,7 @@ func (f *Fleet) openPages(ctx context.Context) (err error) {
 // status is how this replica is, for the staff.
 func (f *Fleet) status(ctx context.Context) staff.Status {
 	in := f.ingest.Stats()
-	s := staff.Status{Failing: f.Health(ctx).Failing, Connected: in.Connected, Queued: in.Queued, Duplicates: in.Duplicates}
+	s := staff.Status{Failing: f.Health(ctx).Failing, Connected: in.Connected, Queued: in.Queued}
 	for _, n := range in.Received {
 		s.Received += n
 	}

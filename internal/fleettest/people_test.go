@@ -7,10 +7,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"mime/quotedprintable"
 	"net"
 	"net/http"
 	"net/url"
 	"regexp"
+	"strings"
 	"testing"
 	"time"
 
@@ -62,7 +64,11 @@ func (m *mailbox) link(t *testing.T) string {
 	for {
 		select {
 		case text := <-m.mails:
-			if found := linkForm.FindStringSubmatch(text); found != nil {
+			plain, err := io.ReadAll(quotedprintable.NewReader(strings.NewReader(text)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if found := linkForm.FindStringSubmatch(string(plain)); found != nil {
 				return found[1]
 			}
 		case <-time.After(patience):

@@ -66,7 +66,8 @@ func newWorld(t *testing.T, replicas int) *world {
 	w.origin = fmt.Sprintf("http://localhost:%d", w.web.port())
 	dir := t.TempDir()
 	args := []string{"--mail", "smtp://" + w.mails.address + "?from=fleet@example.org&tls=no", "--connect-rate", "1000"}
-	var brokers []string
+	port := freePort(t)
+	brokers := []string{fmt.Sprintf("tls://127.0.0.1:%d", port)} // of the one that is built in
 	if replicas > 1 {
 		w.broker = newMosquitto(t, filepath.Join(dir, "broker"))
 		brokers = []string{"tls://" + w.broker.forBoxes}
@@ -76,7 +77,7 @@ func newWorld(t *testing.T, replicas int) *world {
 	}
 	for i := range replicas {
 		f, err := outside.NewFleet(outside.FleetConfig{
-			Dir: filepath.Join(dir, fmt.Sprint(i)), Program: program, Origin: w.origin, Brokers: brokers, Args: args,
+			Dir: filepath.Join(dir, fmt.Sprint(i)), Program: program, Broker: uint16(port), Origin: w.origin, Brokers: brokers, Args: args,
 		})
 		if err != nil {
 			t.Fatal(err)

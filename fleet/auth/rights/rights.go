@@ -124,7 +124,7 @@ var table = map[Permission][4]Whose{ // owner, support, operator, admin
 	{Device, Bundle}:   {None, All, All, All},
 	{Claim, Create}:    {Own, None, None, None},
 	{Job, Read}:        {Own, All, All, All},
-	{Job, Start}:       {None, All, All, All},
+	{Job, Start}:       {Own, All, All, All},
 	{Group, Read}:      {None, All, All, All},
 	{Group, Write}:     {None, None, All, All},
 	{Telemetry, Read}:  {Own, All, All, All},
