@@ -410,11 +410,14 @@ func (e *postgresEngine) tryElect(ctx context.Context, name string, p pace) (_ *
 		return nil, err
 	}
 	s := &lockSeat{conn: conn, name: name, pace: p}
-	// The row says whether the last leader is known to have stopped. Whoever
-	// holds the lock is the only one to touch it.
-	if _, err := conn.Exec(ctx, "CREATE TABLE IF NOT EXISTS db_leaders (name TEXT PRIMARY KEY, led BIGINT NOT NULL)"); err != nil {
+	// Leaders of several names may be the first at once, and PostgreSQL's IF NOT
+	// EXISTS alone does not make them wait for each other.
+	if _, err := conn.Exec(ctx, `BEGIN; SELECT pg_advisory_xact_lock(hashtext('db_leaders'));
+		CREATE TABLE IF NOT EXISTS db_leaders (name TEXT PRIMARY KEY, led BIGINT NOT NULL); COMMIT`); err != nil {
 		return nil, err
 	}
+	// The row says whether the last leader is known to have stopped. Whoever
+	// holds the lock of its name is the only one to touch it.
 	err = conn.QueryRow(ctx, "SELECT led <> 0 FROM db_leaders WHERE name = $1", name).Scan(&s.unsure)
 	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
 		return nil, err

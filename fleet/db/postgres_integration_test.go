@@ -7,6 +7,8 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"fmt"
+	"log/slog"
 	"net"
 	"net/url"
 	"os"
@@ -392,4 +394,50 @@ func TestPostgresSays(t *testing.T) {
 			t.Errorf("got %v", err)
 		}
 	})
+}
+
+func TestFirstLeadersOfManyNamesDoNotStumbleOverEachOther(t *testing.T) {
+	var warned atomic.Int64
+	log := slog.New(&countWarnings{Handler: slog.DiscardHandler, n: &warned})
+	d, err := db.Open(t.Context(), dbtest.URL(t, dbtest.PostgreSQL), log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var all sync.WaitGroup
+	leads := make(chan struct{}, 20)
+	for i := range cap(leads) {
+		all.Go(func() {
+			_ = d.Lead(ctx, fmt.Sprint("name", i), func(ctx context.Context) error {
+				leads <- struct{}{}
+				<-ctx.Done()
+				return nil
+			})
+		})
+	}
+	for range cap(leads) {
+		<-leads
+	}
+	cancel()
+	all.Wait()
+	if n := warned.Load(); n != 0 {
+		t.Errorf("%d elections were interrupted", n)
+	}
+}
+
+// countWarnings counts lines of a log that are warnings or worse.
+type countWarnings struct {
+	slog.Handler
+	n *atomic.Int64
+}
+
+func (h *countWarnings) Enabled(context.Context, slog.Level) bool { return true }
+
+func (h *countWarnings) Handle(_ context.Context, r slog.Record) error {
+	if r.Level >= slog.LevelWarn {
+		h.n.Add(1)
+	}
+	return nil
 }
