@@ -1,9 +1,11 @@
 // Package agent is the daemon on the box: it wires the workers, starts them,
 // and stops them when the box is shut down.
 //
-// In this version it guards the boot (agent/update), makes the box's identity,
-// and shows how the box is: owner page, name in the home network, screen and
-// serial port.
+// It guards the boot (agent/update), makes the box's identity, shows how the box
+// is (owner page, name in the home network, screen and serial port), lets the box
+// earn (agent/hosting), and links it to the fleet that looks after it
+// (agent/fleetlink). The last two only if its network file says so
+// (provisioning/joinfile), each without the other if need be.
 //
 // Whatever state /perm is in, the agent runs: without a usable /perm, key and
 // journal live in memory until the next boot, and the page says so.
@@ -23,6 +25,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/croft-cloud/croft"
+	"github.com/croft-cloud/croft/agent/fleetlink"
 	"github.com/croft-cloud/croft/agent/hosting"
 	"github.com/croft-cloud/croft/agent/identity"
 	"github.com/croft-cloud/croft/agent/journal"
@@ -33,6 +36,7 @@ import (
 	"github.com/croft-cloud/croft/firmware/watchdog"
 	"github.com/croft-cloud/croft/internal/supervise"
 	"github.com/croft-cloud/croft/provisioning/claim"
+	"github.com/croft-cloud/croft/provisioning/joinfile"
 )
 
 // Config says where things are; the zero value of a field means the default.
@@ -41,12 +45,11 @@ type Config struct {
 	Handover string // default bootlog.HandoverFile
 	Release  string // default /usr/lib/croft/release.json
 	Listen   string // address of the owner page; default ":80"
-	ClaimAt  string // page where a claim code is typed; default [DefaultClaimAt]
+	ClaimAt  string // page where a claim code is typed; default the fleet's, or [DefaultClaimAt] without a fleet
 	Log      *slog.Logger
 }
 
-// DefaultClaimAt is the page a claim code's QR leads to until a fleet names its
-// own.
+// DefaultClaimAt is the page a claim code's QR leads to if the box has no fleet.
 const DefaultClaimAt = "https://croft.cloud/claim"
 
 // Release is what the image says about itself (release.json in the root).
@@ -69,7 +72,10 @@ type Agent struct {
 	slate    *ownerpage.Slate
 	page     *ownerpage.Server
 	guard    *update.Guard
-	hosting  *hosting.Hosting // nil: the box joins no network
+	lines    *fleetlink.Lines  // the newest of the log
+	network  *joinfile.Network // nil: the box joins none
+	hosting  *hosting.Hosting  // nil: the box is let on no chain
+	fleet    *fleetlink.Link   // nil: nobody looks after the box
 	workers  *supervise.Supervisor
 	notes    []string // for the owner, about what was found at the start
 	facts    facts
@@ -97,10 +103,9 @@ func New(cfg Config) (*Agent, error) {
 	if cfg.Listen == "" {
 		cfg.Listen = ":80"
 	}
-	if cfg.ClaimAt == "" {
-		cfg.ClaimAt = DefaultClaimAt
-	}
-	a := &Agent{cfg: cfg}
+	a := &Agent{lines: new(fleetlink.Lines)}
+	cfg.Log = slog.New(a.lines.Handler(cfg.Log.Handler()))
+	a.cfg = cfg
 	var err error
 	if a.handover, err = bootlog.ReadHandover(cfg.Handover); err != nil {
 		return nil, err
@@ -127,10 +132,12 @@ func New(cfg Config) (*Agent, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the release's description: %w", err)
 	}
-	a.mendClock()
+	a.mendClock(a.release.Built)
 	if err := a.openState(); err != nil {
 		return nil, err
 	}
+	a.mendClock(fleetlink.Floor(a.journal))
+	a.readNetwork()
 	return a, a.prepareWorkers()
 }
 
@@ -148,16 +155,25 @@ func Started(records bootlog.Log, h bootlog.Handover) error {
 	})
 }
 
-// mendClock moves a clock that is before the release was built to that time:
-// it is wrong for certain, and certificates would all seem to lie ahead.
-func (a *Agent) mendClock() {
+// mendClock moves a clock that is before a time that has passed to that time: it
+// is wrong for certain, and certificates would all seem to lie ahead.
+func (a *Agent) mendClock(passed time.Time) {
 	now := time.Now()
-	if !now.Before(a.release.Built) {
+	if !now.Before(passed) {
 		return
 	}
-	tv := unix.NsecToTimeval(a.release.Built.UnixNano())
-	err := unix.Settimeofday(&tv)
-	a.cfg.Log.Warn("clock was before the release", "clock", now, "built", a.release.Built, "err", err)
+	a.cfg.Log.Warn("clock was behind", "clock", now, "passed", passed, "err", setClock(passed))
+}
+
+// readNetwork reads which network the box joins. A file that cannot be read is
+// none.
+func (a *Agent) readNetwork() {
+	var err error
+	if a.network, err = a.loader.network(); err != nil {
+		a.network = nil
+		a.cfg.Log.Error("the box joins no network", "err", err)
+		a.notes = append(a.notes, "The box cannot read which network it belongs to, so it takes no work ("+err.Error()+").")
+	}
 }
 
 // openState opens journal and identity, in memory if /perm keeps nothing.
@@ -195,6 +211,11 @@ func (a *Agent) claimCode() (claim.Code, error) {
 			return code, nil
 		}
 	}
+	return a.drawClaimCode()
+}
+
+// drawClaimCode draws a code and keeps it.
+func (a *Agent) drawClaimCode() (claim.Code, error) {
 	code, err := claim.New(rand.Reader)
 	if err != nil {
 		return "", fmt.Errorf("make a claim code: %w", err)
@@ -209,6 +230,13 @@ func (a *Agent) prepareWorkers() error {
 	code, err := a.claimCode()
 	if err != nil {
 		return err
+	}
+	a.facts.code = code
+	if a.cfg.ClaimAt == "" {
+		a.cfg.ClaimAt = DefaultClaimAt
+		if a.network != nil && a.network.Fleet != nil {
+			a.cfg.ClaimAt = a.network.Fleet.ClaimPage()
+		}
 	}
 	log := a.cfg.Log
 	id := a.identity.DeviceID()
@@ -237,6 +265,7 @@ func (a *Agent) prepareWorkers() error {
 	if err := a.prepareHosting(); err != nil {
 		return err
 	}
+	a.prepareFleet()
 	a.workers, err = supervise.New(supervise.Config{Log: log, Workers: []supervise.Worker{
 		{Name: "boot_guard", Run: a.guard.Run},
 		{Name: "owner_page", Run: a.page.Run},
@@ -246,6 +275,7 @@ func (a *Agent) prepareWorkers() error {
 		{Name: "facts", Run: a.watchFacts},
 		{Name: "report", Run: a.reportBoot},
 		{Name: workerHosting, Run: a.host},
+		{Name: workerFleet, Run: a.linkFleet},
 	}})
 	return err
 }

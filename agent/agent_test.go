@@ -150,7 +150,7 @@ func TestConfirmedBootIsOneEventAndTheBaseline(t *testing.T) {
 	for range 2 { // the agent is started again in a confirmed boot
 		a, stop := start(t, dir, bootlog.Handover{BootID: "boot-1"}, new(bytes.Buffer))
 		a.rememberBaseline(map[string]bool{checkPerm: false, checkNetwork: true})
-		a.rememberBaseline(map[string]bool{checkPerm: true, checkNetwork: false}) // it changed since
+		a.rememberBaseline(map[string]bool{checkPerm: true, checkNetwork: false, checkFleet: true}) // it changed since
 		if got := events(a, "boot_confirmed"); len(got) != 1 {
 			t.Errorf("%d events, want 1", len(got))
 		}
@@ -162,9 +162,15 @@ func TestConfirmedBootIsOneEventAndTheBaseline(t *testing.T) {
 	for _, c := range a.checks() {
 		counts[c.Name] = c.Before == nil || c.Before()
 	}
-	want := map[string]bool{checkWorkers: true, checkPage: true, checkClock: false, checkPerm: true, checkNetwork: false, checkHosting: false}
+	want := map[string]bool{checkWorkers: true, checkPage: true, checkClock: false, checkPerm: true, checkNetwork: false, checkHosting: false, checkFleet: false}
 	if fmt.Sprint(counts) != fmt.Sprint(want) {
 		t.Errorf("checks that count are %v, want %v", counts, want)
+	}
+	a.facts.verdict.Trial = true
+	for _, c := range a.checks() {
+		if c.Name == checkFleet && !c.Before() {
+			t.Error("a new release may lose the fleet")
+		}
 	}
 	a.handover.Perm.State = bootlog.PermReadOnly
 	for _, c := range a.checks() {

@@ -54,20 +54,14 @@ func (l *loader) network() (*joinfile.Network, error) {
 	return joinfile.Parse(raw)
 }
 
-// prepareHosting makes the box a provider, if it joins a network and has
-// somewhere to keep what is let.
+// prepareHosting makes the box a provider, if it joins a chain and has somewhere to keep what is let.
 func (a *Agent) prepareHosting() error {
-	network, err := a.loader.network()
-	switch {
-	case err != nil:
-		a.cfg.Log.Error("the box joins no network", "err", err)
-		a.notes = append(a.notes, "The box cannot read which network it belongs to, so it takes no work ("+err.Error()+").")
-		return nil
-	case network == nil, !a.handover.Perm.Keeps(), !a.journal.Keeps():
+	if a.network == nil || !a.network.Lets() || !a.handover.Perm.Keeps() || !a.journal.Keeps() {
 		return nil
 	}
+	var err error
 	a.hosting, err = hosting.New(hosting.Config{
-		Network: network, Device: a.identity.DeviceID(), Key: a.identity, Keeper: a.identity, Journal: a.journal,
+		Network: a.network, Device: a.identity.DeviceID(), Key: a.identity, Keeper: a.identity, Journal: a.journal,
 		Dir: filepath.Join(a.cfg.Perm, "croft", "hosting"), RunDir: filepath.Dir(a.cfg.Handover),
 		Version: string(a.release.Version), Floor: a.release.Built, UserIDs: userIDs, Fetcher: runtimeCgroup,
 		Repair: perm.Repair, Ready: a.readyForLeases, Log: a.cfg.Log,

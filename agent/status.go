@@ -15,11 +15,13 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/croft-cloud/croft"
 	"github.com/croft-cloud/croft/agent/journal"
 	"github.com/croft-cloud/croft/agent/ownerpage"
 	"github.com/croft-cloud/croft/agent/update"
 	"github.com/croft-cloud/croft/firmware/bootlog"
 	"github.com/croft-cloud/croft/firmware/slot"
+	"github.com/croft-cloud/croft/provisioning/claim"
 )
 
 // The names of the health checks, as the baseline remembers them.
@@ -30,17 +32,28 @@ const (
 	checkPerm    = "storage"
 	checkNetwork = "network"
 	checkHosting = "leases"
+	checkFleet   = "fleet"
 )
 
-// workerHosting is judged by a check of its own: an update must be able to cure a
-// box that could not host before it either.
-const workerHosting = "hosting"
+// These workers are judged by checks of their own: an update must be able to cure
+// a box that could not host, or reach its fleet, before it either.
+const (
+	workerHosting = "hosting"
+	workerFleet   = "fleet"
+)
 
 // facts are what the box observes about itself while it runs.
 type facts struct {
 	mu      sync.Mutex
 	network ownerpage.Network // guarded by mu
 	verdict update.Verdict    // guarded by mu
+	code    claim.Code        // guarded by mu; to claim the box with
+}
+
+func (f *facts) claimCode() claim.Code {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.code
 }
 
 // checks are the conditions of a healthy boot.
@@ -62,6 +75,13 @@ func (a *Agent) checks() []update.Check {
 		{Name: checkPerm, Run: a.checkPerm, Before: before(checkPerm)},
 		{Name: checkNetwork, Run: a.checkNetwork, Before: before(checkNetwork)},
 		{Name: checkHosting, Run: a.checkHosting, Before: before(checkHosting)},
+		// A fleet that is away holds up a trial, and nothing else.
+		{Name: checkFleet, Run: a.checkFleet, Before: func() bool {
+			a.facts.mu.Lock()
+			trial := a.facts.verdict.Trial
+			a.facts.mu.Unlock()
+			return trial && before(checkFleet)()
+		}},
 	}
 }
 
@@ -85,7 +105,7 @@ func (a *Agent) judgeBaseline() {
 
 func (a *Agent) checkWorkers(context.Context) error {
 	for _, w := range a.workers.States() {
-		if w.Name == workerHosting {
+		if w.Name == workerHosting || w.Name == workerFleet {
 			continue
 		}
 		if !w.Up() && w.LastError != nil {
@@ -209,7 +229,13 @@ func (a *Agent) refresh() {
 	if state == ownerpage.Online {
 		urls = append([]string{"http://" + a.identity.DeviceID().ShortName() + ".local/"}, addresses...)
 	}
+	fleet, here := a.fleetStatus()
+	code := a.facts.claimCode()
+	if fleet != nil && fleet.Owned {
+		code = ""
+	}
 	a.slate.Update(func(s *ownerpage.Status) {
+		s.Claim, s.Fleet, s.Here = code, fleet, here
 		s.State, s.Network, s.Addresses, s.Problems = mood, state, urls, problems
 		s.Storage = permSentence(a.handover.Perm.State, full)
 		s.Hosting = a.hostingStatus(state == ownerpage.Online)
@@ -233,12 +259,12 @@ func mood(v update.Verdict, failing, problems bool) ownerpage.State {
 }
 
 // failure is the sentence on a check that does not hold although it should by
-// now: in the first minutes that is no news. The network and a full storage have
-// sentences of their own.
+// now: in the first minutes that is no news. The network, the fleet and a full
+// storage have sentences of their own.
 func failure(v update.Verdict, full bool) string {
 	name, _, _ := strings.Cut(v.Failing, ":")
 	switch {
-	case v.Failing == "", !v.Confirmed && !v.Overdue, name == checkNetwork, name == checkPerm && full:
+	case v.Failing == "", !v.Confirmed && !v.Overdue, name == checkNetwork, name == checkFleet, name == checkPerm && full:
 		return ""
 	}
 	return "A part of the box does not work (" + v.Failing + "). It tries again by itself; if this stays, please ask for help."
@@ -296,6 +322,12 @@ func (a *Agent) reportBoot(context.Context) error {
 		log.Warn("boot note", "note", note)
 	}
 	a.event("agent_started", map[string]string{"boot_id": h.BootID, "slot": string(h.Slot), "version": string(h.Version)})
+	if a.guard != nil && a.guard.Verdict().Trial {
+		a.once("trial_began", h.BootID, map[string]string{"boot_id": h.BootID, "slot": string(h.Slot), "version": string(h.Version)})
+	}
+	if last, found := lastBoot(h.Before); found && last.Unclean() {
+		a.once("ended_uncleanly", h.BootID, map[string]string{"boot_id": last.BootID, "version": string(last.Version), "stage": string(last.Stage), "reason": last.Reason})
+	}
 	if h.Panic != "" {
 		a.once("kernel_panicked", h.BootID, map[string]string{"boot_id": h.BootID, "panic": h.Panic})
 	}
@@ -307,6 +339,16 @@ func (a *Agent) reportBoot(context.Context) error {
 	}
 	a.reportOtherSlot()
 	return nil
+}
+
+// lastBoot is the newest of the boots on record.
+func lastBoot(before map[croft.Slot]bootlog.Attempt) (last bootlog.Attempt, found bool) {
+	for _, attempt := range before {
+		if !found || attempt.At.After(last.At) {
+			last, found = attempt, true
+		}
+	}
+	return last, found
 }
 
 // once writes an event unless the last one of its kind was about the same:

@@ -222,6 +222,7 @@ func (e *easel) bodyBlocks(width, percent int, v view, wrong []string) (blocks [
 		add(e.regular, 44, 130, 4, softColor, v.Work.Sentence)
 	}
 	add(e.regular, 40, 130, 24, softColor, v.LastUpdate)
+	add(e.regular, 40, 130, 24, softColor, v.FleetLine)
 	if len(v.Addresses) > 0 {
 		add(e.regular, 36, 130, 48, softColor, sayOpen)
 		add(e.bold, 52, 130, 2, textColor, v.Addresses[0])

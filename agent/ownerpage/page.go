@@ -290,7 +290,8 @@ func pageWord(key string) (string, error) {
 		"software": saySoftware, "uptime": sayUptime, "memory": sayMemory, "disk": sayDisk,
 		"update": sayUpdate, "id": sayID, "json": sayJSON, "wrong": sayWrong,
 		"no answer": sayNoAnswer, "network only": sayNetworkOnly,
-		"work": sayWork,
+		"work": sayWork, "fleet": sayFleet, "owner": sayOwner, "called": sayCalled,
+		"words title": sayWordsTitle, "words": sayWords,
 	}[key]
 	if !ok {
 		return "", fmt.Errorf("no words for %q", key)
@@ -308,6 +309,7 @@ type StatusJSON struct {
 	State            State          `json:"state"`                        // as the page shows it
 	Problems         []string       `json:"problems"`                     // sentences as on the page; never null
 	Claimable        bool           `json:"claimable"`                    // the screen of the box shows a claim code
+	Fleet            *FleetJSON     `json:"fleet,omitempty"`              // absent if nobody looks after the box
 	Network          Network        `json:"network"`                      //
 	Addresses        []string       `json:"addresses"`                    // URLs of the page; never null
 	UptimeSeconds    int64          `json:"uptime_seconds"`               // since power-on
@@ -321,6 +323,22 @@ type StatusJSON struct {
 	Hosting          *letting.Words `json:"hosting,omitempty"`            // absent while the box is no provider
 }
 
+// FleetJSON is how the box stands with its fleet. The words to claim it with are
+// not in it.
+type FleetJSON struct {
+	Connected bool   `json:"connected"`
+	Owned     bool   `json:"owned"`          // the box has an owner
+	Name      string `json:"name,omitempty"` // that the owner gave it
+	Sentence  string `json:"sentence"`       // as on the page
+}
+
+func (v *view) fleetJSON() *FleetJSON {
+	if v.Fleet == nil {
+		return nil
+	}
+	return &FleetJSON{Connected: v.Fleet.Connected, Owned: v.Fleet.Owned, Name: v.Called, Sentence: v.FleetLine}
+}
+
 func (s *Server) serveJSON(w http.ResponseWriter, _ *http.Request) {
 	v := newView(s.source.Status())
 	out, err := json.MarshalIndent(StatusJSON{
@@ -330,7 +348,7 @@ func (s *Server) serveJSON(w http.ResponseWriter, _ *http.Request) {
 		UptimeSeconds: int64(v.Uptime / time.Second), Storage: v.Storage, LastUpdate: v.LastUpdate,
 		MemoryUsedBytes: v.MemoryUsed, MemoryTotalBytes: v.MemoryTotal,
 		DiskUsedBytes: v.DiskUsed, DiskTotalBytes: v.DiskTotal, AgentMemoryBytes: v.AgentMemory,
-		Hosting: v.Work,
+		Hosting: v.Work, Fleet: v.fleetJSON(),
 	}, "", "  ")
 	if err != nil { // strings and integers always encode
 		http.Error(w, http.StatusText(http.StatusInternalServerError), http.StatusInternalServerError)

@@ -59,6 +59,12 @@ func TestPage(t *testing.T) {
 					t.Error("the claim code is in the network")
 				}
 			}
+			if strings.Contains(details.Body.String(), testWords) {
+				t.Error("the words are in what programs read")
+			}
+			if shown := strings.Contains(page.Body.String(), testWords); shown != (name == "fleet_unclaimed") {
+				t.Errorf("the page has words to claim the box with: %v", shown)
+			}
 		})
 	}
 }

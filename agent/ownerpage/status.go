@@ -6,10 +6,13 @@
 // New… and run with Run; they read a [Status] from a [Source] and share one set
 // of words.
 //
-// Whoever can see the box may claim it; whoever is merely in the same network
-// may not. So the claim code is on the screen and the serial port, and never on
-// the page or in its JSON: a guest's phone or a hacked television can read those.
-// For the same reason the page says what the box does and earns as a provider
+// Whoever can see the box may claim it from anywhere. So the claim code is on the
+// screen and the serial port, and never on the page or in its JSON: a guest's
+// phone or a hacked television can read those. A box that has a fleet and no owner
+// has three words on its page, for who has neither screen nor sticker; the fleet
+// takes them from the home network alone, and not often. That is as much as the
+// network is trusted with: once a box has an owner, nothing on the page can change
+// that. For the same reason the page says what the box does and earns as a provider
 // ([letting.Report]), but nothing of who its tenants are and what they run.
 //
 // The package decides nothing and stores nothing: there is nothing to survive a
@@ -55,12 +58,46 @@ type Status struct {
 	DiskUsed    int64 // bytes of /perm
 	DiskTotal   int64 // bytes; 0 if not known
 
+	Fleet *Fleet // how the box stands with who looks after it; nil: nobody does
+	Here  bool   // somebody looks for this very box
+
 	Hosting *letting.Report // what the box does and earns as a provider; nil: it is none yet
 
 	// AgentMemory is the agent's resident set in bytes; 0 if not known. It is
 	// for support: only /status.json has it.
 	AgentMemory int64
 }
+
+// Fleet is how the box stands with its fleet.
+type Fleet struct {
+	Connected bool
+	Problem   string // one sentence on why it is not; may be empty
+	Owned     bool   // the box has an owner; who that is the page does not say
+	Name      string // that the owner gave the box; may be empty
+	Words     Words  // to claim it with; empty if it has an owner
+}
+
+// Words are three words with dashes between, with which a box can be claimed from
+// its home network. Printing or logging them hides them; [Words.Shown] lets them
+// out.
+type Words string
+
+// Shown is the words as on the page.
+func (w Words) Shown() string { return string(w) }
+
+// String hides the words.
+func (w Words) String() string {
+	if w == "" {
+		return ""
+	}
+	return "[claim words]"
+}
+
+// GoString hides them from %#v.
+func (w Words) GoString() string { return w.String() }
+
+// MarshalText hides them from JSON and logs.
+func (w Words) MarshalText() ([]byte, error) { return []byte(w.String()), nil }
 
 // State is how the box is, in one word.
 type State string
@@ -114,8 +151,8 @@ func NewSlate(first Status, live func(*Status)) *Slate {
 }
 
 // Update lets change alter the status, and wakes the readers if it did. change
-// must be quick and must not call the slate. It replaces slices and Hosting,
-// rather than writing into them.
+// must be quick and must not call the slate. It replaces slices, Fleet and
+// Hosting, rather than writing into them.
 func (s *Slate) Update(change func(*Status)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -149,6 +186,7 @@ func same(a, b Status) bool {
 	return a.Name == b.Name && a.DeviceID == b.DeviceID && slices.Equal(a.Addresses, b.Addresses) &&
 		a.Version == b.Version && a.Slot == b.Slot && a.State == b.State &&
 		slices.Equal(a.Problems, b.Problems) && a.Claim == b.Claim && a.ClaimAt == b.ClaimAt &&
-		a.Network == b.Network && a.Storage == b.Storage && a.LastUpdate == b.LastUpdate &&
+		a.Network == b.Network && a.Storage == b.Storage && a.LastUpdate == b.LastUpdate && a.Here == b.Here &&
+		reflect.DeepEqual(a.Fleet, b.Fleet) &&
 		reflect.DeepEqual(a.Hosting, b.Hosting)
 }

@@ -36,6 +36,7 @@ func golden(t *testing.T, name, got string) {
 const (
 	testCode  = "K7QM2XWP"
 	testShown = "K7QM-2XWP"
+	testWords = "river-lemon-castle"
 )
 
 func healthy() Status {
@@ -109,7 +110,17 @@ func faces() map[string]Status {
 	endless.ClaimAt = "https://" + strings.Repeat("long.", 30) + "example/claim"
 	endless.Addresses = []string{"http://" + strings.Repeat("long.", 30)}
 
+	fleet := func(s Status, f Fleet) Status {
+		s.Fleet = &f
+		return s
+	}
+	fresh := fleet(unclaimed(), Fleet{Connected: true, Words: testWords})
+	alone := fleet(healthy(), Fleet{Owned: true, Name: "Living room", Problem: "The fleet at fleet.example:8883 does not answer."})
+	here := fleet(healthy(), Fleet{Connected: true, Owned: true})
+	here.Here = true
+
 	return map[string]Status{
+		"fleet_unclaimed": fresh, "fleet_alone": alone, "fleet_here": here,
 		"healthy": healthy(), "unclaimed": unclaimed(), "starting": starting, "trial": trial, "unplugged": unplugged,
 		"attention": attention, "rolled_back": rolledBack, "crowded": crowded, "endless": endless, "nothing": {},
 		"working": hostingFace(func(*letting.Report) {}), "seeking": seeking, "no_coins": noCoins, "no_chain": noChain, "paused": paused, "unable": unable,
@@ -159,8 +170,11 @@ func TestStatusMayBeLogged(t *testing.T) {
 	var logged strings.Builder
 	slog.New(slog.NewTextHandler(&logged, nil)).Info("status", "status", unclaimed())
 	fmt.Fprintf(&logged, "%v %+v %#v", unclaimed(), unclaimed(), unclaimed())
-	if strings.Contains(logged.String(), "2XWP") {
-		t.Errorf("claim code in the log: %s", logged.String())
+	fleet := Fleet{Words: testWords}
+	slog.New(slog.NewJSONHandler(&logged, nil)).Info("fleet", "fleet", fleet)
+	fmt.Fprintf(&logged, "%v %+v %#v %q", fleet, fleet, fleet, fleet.Words)
+	if strings.Contains(logged.String(), "2XWP") || strings.Contains(logged.String(), "lemon") {
+		t.Errorf("claim code or words in the log: %s", logged.String())
 	}
 }
 

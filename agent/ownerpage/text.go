@@ -114,6 +114,7 @@ func Text(s Status) (string, error) {
 		say(v.Work.Sentence)
 	}
 	say(v.LastUpdate)
+	say(v.FleetLine)
 	if len(v.Addresses) > 0 {
 		gap()
 		say(sayOpen + ":")

@@ -25,6 +25,18 @@ const (
 	sayClaimOnPage = "This box has no owner yet. Its claim code is on the screen connected to the box, or on the sticker underneath."
 	sayClaimOpen   = "Go to the claim page"
 
+	sayWordsTitle = "Without screen and sticker"
+	sayWords      = "You can also claim it with these three words, from this home network only:"
+
+	sayHere      = "Here I am."
+	sayHereMeans = "Somebody asked this box to show itself."
+
+	sayConnected = "Connected to the fleet."
+	sayAlone     = "Not connected to the fleet."
+	sayTrying    = "The box keeps trying by itself."
+	sayOwned     = "It has an owner."
+	sayUnowned   = "It has no owner yet."
+
 	sayAllWell = "Everything works. Nothing to do."
 	sayWaits   = "The box itself works."
 	sayReady   = "Everything works. Now make it yours."
@@ -38,6 +50,9 @@ const (
 
 // Words for support, shown small.
 const (
+	sayFleet    = "Fleet"
+	sayOwner    = "Owner"
+	sayCalled   = "Called"
 	sayWork     = "Work"
 	sayFacts    = "About this box"
 	sayNetwork  = "Network"
@@ -109,6 +124,10 @@ type view struct {
 	ClaimSite string         // where to type the code, as a person would
 	Software  string         // "Version 1.0.0, slot A"
 	Running   string         // "3 hours"
+	FleetLine string         // "Connected to the fleet."; empty without one
+	OwnerLine string         // "It has an owner."; empty without a fleet
+	Called    string         // by its owner; may be empty
+	ClaimBy   string         // the three words; a secret of the home network, for the page alone
 	Work      *letting.Words // nil: the box is no provider yet. A sentence on what is wrong is above
 }
 
@@ -145,6 +164,7 @@ func newView(s Status) view {
 		v.Look = Attention
 	}
 	v.Headline = headline(v.Look)
+	v.addFleet()
 	if len(v.Wrong) == 0 {
 		v.Explain = explain(v.Look)
 		switch {
@@ -155,6 +175,9 @@ func newView(s Status) view {
 			v.Explain = sayWaits
 		}
 	}
+	if s.Here {
+		v.Headline, v.Explain = sayHere, sayHereMeans
+	}
 	if s.Claim != "" && s.ClaimAt != "" {
 		v.ClaimURL = s.Claim.URL(s.ClaimAt)
 		v.ClaimSite = strings.TrimPrefix(strings.TrimPrefix(s.ClaimAt, "https://"), "http://")
@@ -162,6 +185,23 @@ func newView(s Status) view {
 	v.Software = softwareWords(s.Version, s.Slot)
 	v.Running = figures.Duration(s.Uptime)
 	return v
+}
+
+// addFleet says how the box stands with its fleet. That a fleet is out of reach is
+// no need for help: the box works on.
+func (v *view) addFleet() {
+	f := v.Fleet
+	if f == nil {
+		return
+	}
+	v.FleetLine = sayConnected
+	if !f.Connected {
+		v.FleetLine = strings.Join(strings.Fields(sayAlone+" "+figures.Line(f.Problem)+" "+sayTrying), " ")
+	}
+	v.OwnerLine, v.Called = sayOwned, figures.Line(f.Name)
+	if !f.Owned {
+		v.OwnerLine, v.ClaimBy = sayUnowned, figures.Line(f.Words.Shown())
+	}
 }
 
 func softwareWords(version croft.Version, slot croft.Slot) string {

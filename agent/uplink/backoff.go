@@ -41,8 +41,10 @@ func defaultPauses() pauses {
 	}
 }
 
-func (p *pauses) after(err error) time.Duration {
-	if isRefusal(err) {
+func (p *pauses) after(err error) time.Duration { return p.next(isRefusal(err)) }
+
+func (p *pauses) next(refused bool) time.Duration {
+	if refused {
 		return p.refusal.next()
 	}
 	return p.failure.next()
@@ -52,6 +54,24 @@ func (p *pauses) reset() {
 	p.failure.reset()
 	p.refusal.reset()
 }
+
+// Pauses are what a box waits between its tries to reach the fleet, for those who
+// reach it in a box's stead (internal/simbox). They are for one goroutine.
+type Pauses struct{ of pauses }
+
+// NewPauses is the pauses of a box that starts.
+func NewPauses() *Pauses { return &Pauses{defaultPauses()} }
+
+// Next is how long to wait after a try that failed: the fleet was not reached, or
+// it refused.
+func (p *Pauses) Next(refused bool) time.Duration { return p.of.next(refused) }
+
+// Reset is told of a session that has lasted for [Steady].
+func (p *Pauses) Reset() { p.of.reset() }
+
+// Steady is how long a session lasts that was a good one: after it, pauses begin
+// anew.
+const Steady = time.Minute
 
 // sleep waits for d and reports whether ctx let it.
 func sleep(ctx context.Context, d time.Duration) bool {

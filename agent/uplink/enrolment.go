@@ -35,10 +35,11 @@ const (
 )
 
 const (
-	askTimeout   = 30 * time.Second // for one request
-	lookAgain    = time.Minute      // how often to see whether renewal is due: clocks jump
-	doubtsApart  = time.Hour        // how often a broker's refusal may start a renewal
-	enrolledFile = "enrolment.json"
+	askTimeout      = 30 * time.Second // for one request
+	continueTimeout = 5 * time.Second  // for a fleet to say that it wants a document
+	lookAgain       = time.Minute      // how often to see whether renewal is due: clocks jump
+	doubtsApart     = time.Hour        // how often a broker's refusal may start a renewal
+	enrolledFile    = "enrolment.json"
 )
 
 // kept is what the box keeps of its enrolment.
@@ -46,6 +47,9 @@ type kept struct {
 	Certificate string    `json:"certificate"` // PEM, of [enroll.Reply]
 	Brokers     []string  `json:"brokers"`
 	Floor       time.Time `json:"floor"` // the fleet said that it is past this
+
+	// Claim is of the code that the fleet was told of last.
+	Claim enroll.ClaimHash `json:"claim,omitzero"`
 }
 
 // enrolment gets the box's certificate and the next ones.
@@ -61,6 +65,7 @@ type enrolment struct {
 	phase     Enrolment        // guarded by mu
 	kept      kept             // guarded by mu
 	cert      *tls.Certificate // guarded by mu; nil: there is none
+	claim     enroll.ClaimHash // guarded by mu; of the code that the box shows
 	doubted   time.Time        // guarded by mu; when a broker refused the certificate last
 	wanted    bool             // guarded by mu; renew before it is due
 	err       error            // guarded by mu; of the newest try; nil if it worked
@@ -68,7 +73,7 @@ type enrolment struct {
 }
 
 func newEnrolment(cfg Config, api *url.URL) *enrolment {
-	e := &enrolment{cfg: cfg, api: api, log: cfg.Log, pauses: defaultPauses(), changed: make(chan struct{}, 1), phase: Unenrolled}
+	e := &enrolment{cfg: cfg, api: api, log: cfg.Log, pauses: defaultPauses(), changed: make(chan struct{}, 1), phase: Unenrolled, claim: cfg.Claim}
 	if cfg.Dir != "" {
 		e.path = filepath.Join(cfg.Dir, enrolledFile)
 	}
@@ -160,7 +165,7 @@ func (e *enrolment) signal() {
 func (e *enrolment) run(ctx context.Context, ready func()) error {
 	for ctx.Err() == nil {
 		pause := lookAgain
-		if e.due() {
+		if due, _ := e.due(); due {
 			if err := e.ask(ctx); err == nil {
 				e.pauses.reset()
 				ready()
@@ -184,21 +189,27 @@ func (e *enrolment) run(ctx context.Context, ready func()) error {
 	return nil
 }
 
-// due reports whether to ask for a certificate now.
-func (e *enrolment) due() bool {
+// due reports whether to ask for a certificate now, and whether by proof of the
+// device key: the first one, and one more when the box shows another claim code,
+// of which only that request tells.
+func (e *enrolment) due() (due, byKey bool) {
 	now := e.now()
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.cert == nil || e.wanted {
-		return true
+	if e.cert == nil {
+		return true, true
 	}
 	seed := binary.BigEndian.Uint64([]byte(e.cfg.device[:8]))
-	return !enroll.When(e.cert.Leaf, now, seed).After(now)
+	if e.wanted || !enroll.When(e.cert.Leaf, now, seed).After(now) {
+		return true, false
+	}
+	untold := e.claim != e.kept.Claim
+	return untold, untold
 }
 
-// ask gets a certificate: the first by proof of the device key, others by the
-// present one.
+// ask gets a certificate, by proof of the device key or by the present one.
 func (e *enrolment) ask(ctx context.Context) error {
+	_, byKey := e.due()
 	e.mu.Lock()
 	cert := e.cert
 	e.phase = Renewing
@@ -207,7 +218,7 @@ func (e *enrolment) ask(ctx context.Context) error {
 	}
 	e.mu.Unlock()
 	var err error
-	if cert == nil {
+	if byKey {
 		err = e.enrol(ctx)
 	} else {
 		err = e.renew(ctx, cert)
@@ -235,14 +246,17 @@ func (e *enrolment) enrol(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	e.mu.Lock()
+	code := e.claim
+	e.mu.Unlock()
 	req := enroll.Request{
 		Version: enroll.Version, CSR: csr, Board: e.cfg.Board, Release: e.cfg.Release,
-		SerialNumber: e.cfg.Serial, Voucher: e.cfg.Voucher, Claim: e.cfg.Claim,
+		SerialNumber: e.cfg.Serial, Voucher: e.cfg.Voucher, Claim: code,
 	}
 	if e.noVoucher {
 		req.Voucher = ""
 	}
-	err = e.post(ctx, enroll.PathEnroll, proof, req)
+	err = e.post(ctx, enroll.PathEnroll, proof, req, code)
 	// Without a voucher that is no good the box may still be welcome.
 	e.noVoucher = !e.noVoucher && slices.Contains([]enroll.Reason{
 		enroll.ReasonVoucherInvalid, enroll.ReasonVoucherExpired, enroll.ReasonVoucherForeign, enroll.ReasonVoucherUsed,
@@ -255,7 +269,10 @@ func (e *enrolment) renew(ctx context.Context, cert *tls.Certificate) error {
 	if err != nil {
 		return err
 	}
-	err = e.post(ctx, enroll.PathRenew, cert, enroll.Renewal{CSR: csr})
+	e.mu.Lock()
+	told := e.kept.Claim
+	e.mu.Unlock()
+	err = e.post(ctx, enroll.PathRenew, cert, enroll.Renewal{CSR: csr}, told)
 	switch enroll.ReasonOf(err) {
 	case enroll.ReasonLapsed, enroll.ReasonForeign, enroll.ReasonUnenrolled:
 		// This certificate will never renew. The device key still is the box's
@@ -268,13 +285,18 @@ func (e *enrolment) renew(ctx context.Context, cert *tls.Certificate) error {
 	return err
 }
 
-// post sends a request and takes the certificate that it brings.
-func (e *enrolment) post(ctx context.Context, path string, cert *tls.Certificate, body any) error {
+// post sends a request and takes the certificate that it brings. Then the fleet
+// knows of the claim code.
+func (e *enrolment) post(ctx context.Context, path string, cert *tls.Certificate, body any, code enroll.ClaimHash) error {
 	raw, err := json.Marshal(body)
 	if err != nil {
 		return fmt.Errorf("encode request: %w", err)
 	}
-	trust, raw, cs, err := e.request(ctx, http.MethodPost, path, cert, raw)
+	trust, err := e.trust(e.api.Hostname())
+	if err != nil {
+		return err
+	}
+	raw, cs, err := e.request(ctx, trust, http.MethodPost, path, cert, raw)
 	if err != nil {
 		return err
 	}
@@ -299,26 +321,40 @@ func (e *enrolment) post(ctx context.Context, path string, cert *tls.Certificate
 	}
 	floor := e.learn(trust, cs, reply.Time)
 	e.mu.Lock()
-	e.cert, e.kept = fresh, kept{Certificate: reply.Certificate, Brokers: brokers, Floor: floor}
+	e.cert, e.kept = fresh, kept{Certificate: reply.Certificate, Brokers: brokers, Floor: floor, Claim: code}
 	e.mu.Unlock()
 	e.log.Info("certificate received", "until", fresh.Leaf.NotAfter)
 	e.save()
 	return nil
 }
 
-// learnTime asks the fleet for its time.
-func (e *enrolment) learnTime(ctx context.Context) error {
+// learnTime asks the fleet for its time, and says when it was asked and when it
+// answered, by the box's clock. What that says plays no part in whether the fleet
+// is believed: it may be wrong, and the answer is how to find out.
+func (e *enrolment) learnTime(ctx context.Context) (said, asked, answered time.Time, err error) {
+	fail := func(err error) (time.Time, time.Time, time.Time, error) {
+		return time.Time{}, time.Time{}, time.Time{}, err
+	}
 	proof, err := enroll.Proof(e.cfg.Key)
 	if err != nil {
-		return err
+		return fail(err)
 	}
-	trust, raw, cs, err := e.request(ctx, http.MethodGet, enroll.PathTime, proof, nil)
+	trust, err := enroll.NewTrust(enroll.TrustConfig{
+		Roots: e.cfg.Roots, Host: e.api.Hostname(), Floor: e.floor,
+		Clock: func() (time.Time, bool) { return time.Now(), false },
+	})
 	if err != nil {
-		return err
+		return fail(err)
+	}
+	asked = time.Now()
+	raw, cs, err := e.request(ctx, trust, http.MethodGet, enroll.PathTime, proof, nil)
+	answered = time.Now()
+	if err != nil {
+		return fail(err)
 	}
 	reply, err := enroll.ParseTimeReply(raw)
 	if err != nil {
-		return err
+		return fail(err)
 	}
 	was := e.floor()
 	floor := e.learn(trust, cs, reply.Time)
@@ -328,7 +364,7 @@ func (e *enrolment) learnTime(ctx context.Context) error {
 	if floor.Sub(was) > 24*time.Hour { // not worth a write each time
 		e.save()
 	}
-	return nil
+	return reply.Time, asked, answered, nil
 }
 
 // learn is the floor after the fleet has said its time. One that cannot be
@@ -364,14 +400,8 @@ func (e *enrolment) save() {
 }
 
 // request asks the fleet's device port.
-func (e *enrolment) request(ctx context.Context, method, path string, cert *tls.Certificate, body []byte) (*enroll.Trust, []byte, tls.ConnectionState, error) {
-	fail := func(err error) (*enroll.Trust, []byte, tls.ConnectionState, error) {
-		return nil, nil, tls.ConnectionState{}, err
-	}
-	trust, err := e.trust(e.api.Hostname())
-	if err != nil {
-		return fail(err)
-	}
+func (e *enrolment) request(ctx context.Context, trust *enroll.Trust, method, path string, cert *tls.Certificate, body []byte) ([]byte, tls.ConnectionState, error) {
+	fail := func(err error) ([]byte, tls.ConnectionState, error) { return nil, tls.ConnectionState{}, err }
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, method, e.api.JoinPath(path).String(), bytes.NewReader(body))
@@ -381,15 +411,7 @@ func (e *enrolment) request(ctx context.Context, method, path string, cert *tls.
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
-	client := &http.Client{
-		// No proxy: nothing on the way may end this TLS.
-		Transport: &http.Transport{
-			TLSClientConfig:   trust.TLS(func() (*tls.Certificate, error) { return cert, nil }),
-			DisableKeepAlives: true,
-		},
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}
-	resp, err := client.Do(req)
+	resp, err := e.client(trust, cert).Do(req)
 	if err != nil {
 		return fail(fmt.Errorf("ask fleet: %w", err))
 	}
@@ -405,7 +427,22 @@ func (e *enrolment) request(ctx context.Context, method, path string, cert *tls.
 	default:
 		return fail(fmt.Errorf("ask fleet for %s: it answered %s", path, resp.Status))
 	}
-	return trust, raw, *resp.TLS, nil
+	return raw, *resp.TLS, nil
+}
+
+// client is for one request to the fleet.
+func (e *enrolment) client(trust *enroll.Trust, cert *tls.Certificate) *http.Client {
+	return &http.Client{
+		// No proxy: nothing on the way may end this TLS.
+		Transport: &http.Transport{
+			DialContext:       e.cfg.Dial,
+			TLSClientConfig:   trust.TLS(func() (*tls.Certificate, error) { return cert, nil }),
+			DisableKeepAlives: true,
+
+			ExpectContinueTimeout: continueTimeout,
+		},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
 }
 
 // parseBroker accepts tls://host:port.

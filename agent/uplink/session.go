@@ -24,7 +24,6 @@ const (
 	ackTimeout   = time.Minute     // for one message; then the session is worth nothing
 	byeTimeout   = 2 * time.Second // for the farewell
 	window       = 16              // messages on their way at once
-	steady       = time.Minute     // a session that lasted so long was a good one
 )
 
 // errSilent reports a broker that takes messages and does not answer.
@@ -75,7 +74,7 @@ func (u *Uplink) connect(ctx context.Context) error {
 		if ctx.Err() != nil {
 			break
 		}
-		if time.Since(begin) >= steady {
+		if time.Since(begin) >= Steady {
 			u.pauses.reset()
 		}
 		pause := u.pauses.after(err)
@@ -124,7 +123,7 @@ func (u *Uplink) hold(ctx context.Context, broker string, cert *tls.Certificate)
 	if _, known := u.cfg.Clock(); !known && !u.timeAsked {
 		// The certificate of a server may be over, and only the fleet can say.
 		u.timeAsked = true
-		if err := u.enrolment.learnTime(ctx); err != nil {
+		if _, _, _, err := u.enrolment.learnTime(ctx); err != nil {
 			u.log.Warn("fleet's time is not known", "err", err)
 		}
 	}
@@ -176,14 +175,15 @@ func (s *session) options(ctx context.Context, broker *url.URL, cert *tls.Certif
 	o.SetConnectionLostHandler(func(_ mqtt.Client, err error) { s.end(err) })
 	o.SetCustomOpenConnectionFn(func(at *url.URL, _ mqtt.ClientOptions) (net.Conn, error) {
 		s.u.tried() // from here on the broker may know of the session
-		dialer := tls.Dialer{
-			NetDialer: &net.Dialer{Timeout: dialTimeout},
-			Config:    s.trust.TLS(func() (*tls.Certificate, error) { return cert, nil }),
-		}
 		ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 		defer cancel()
-		conn, err := dialer.DialContext(ctx, "tcp", at.Host)
+		plain, err := s.u.cfg.Dial(ctx, "tcp", at.Host)
 		if err != nil {
+			return nil, err
+		}
+		conn := tls.Client(plain, s.trust.TLS(func() (*tls.Certificate, error) { return cert, nil }))
+		if err := conn.HandshakeContext(ctx); err != nil {
+			_ = plain.Close() // nothing was said on it
 			return nil, err
 		}
 		s.mu.Lock()

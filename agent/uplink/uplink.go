@@ -11,7 +11,9 @@
 //
 //   - Enrolment: the first certificate by proof of the device key, the next at a
 //     third of each one's life, over HTTPS that believes in the fleet's roots alone
-//     (provisioning/enroll).
+//     (provisioning/enroll). Another claim code is told by enrolling once more.
+//   - Two questions by the same HTTPS: what time it is ([Uplink.CompareClock]), and
+//     whether the fleet takes a document ([Uplink.Upload]).
 //   - Session: CONNECT with a will that says lost, Hello, State online (retained),
 //     one subscription to dn/+; at the end State lost and DISCONNECT. Sessions are
 //     numbered; a number that a broker may have seen is never used again, so no
@@ -74,6 +76,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/url"
 	"path/filepath"
 	"sync"
@@ -100,6 +103,10 @@ type Config struct {
 	Fleet   string              // required; the fleet's device port, https://host:port
 	Roots   []*x509.Certificate // required; of the fleet, by [enroll.ParseRoots]
 	Brokers []string            // tls://host:port; default: those that the fleet names
+
+	// Dial makes the connections on which TLS is spoken, for tests that cut them.
+	// Default: [net.Dialer.DialContext].
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 
 	Clock     func() (now time.Time, known bool) // required; as in [enroll.TrustConfig]
 	Built     time.Time                          // when this software was built: a time that has passed
@@ -228,6 +235,9 @@ func (c *Config) check() (*url.URL, error) {
 		if h.Run == nil {
 			return nil, fmt.Errorf("handler of jobs %q does nothing", kind)
 		}
+	}
+	if c.Dial == nil {
+		c.Dial = (&net.Dialer{Timeout: dialTimeout}).DialContext
 	}
 	if c.LogLevel == nil {
 		c.LogLevel = slog.LevelInfo

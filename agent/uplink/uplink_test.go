@@ -49,9 +49,11 @@ type fleet struct {
 	broker    *broker
 
 	mu     sync.Mutex
-	refuse error                     // guarded by mu; answer to all requests
-	asked  []string                  // guarded by mu; paths, with "+voucher"
-	life   func(time.Time) time.Time // guarded by mu; the time at which certificates begin
+	refuse error                                                                      // guarded by mu; answer to all requests
+	asked  []string                                                                   // guarded by mu; paths, with "+voucher"
+	life   func(time.Time) time.Time                                                  // guarded by mu; the time at which certificates begin
+	claims []enroll.ClaimHash                                                         // guarded by mu; of the claim codes that it was told
+	answer func(r *http.Request, p enroll.Peer, raw []byte) (status int, text string) // guarded by mu; to uploads
 }
 
 func newFleet(t testing.TB) *fleet {
@@ -95,6 +97,12 @@ func (f *fleet) serve(w http.ResponseWriter, r *http.Request) {
 	f.asked = append(f.asked, path)
 	f.mu.Unlock()
 	peer := f.gate.Judge(*r.TLS)
+	if r.Method == http.MethodPut {
+		status, text := f.answer(r, peer, raw)
+		w.WriteHeader(status)
+		_, _ = io.WriteString(w, text)
+		return
+	}
 	reply := func() (any, error) {
 		if refuse != nil {
 			return nil, refuse
@@ -113,6 +121,9 @@ func (f *fleet) serve(w http.ResponseWriter, r *http.Request) {
 				return nil, &enroll.Refusal{Reason: enroll.ReasonVoucherUsed, Text: "voucher was used"}
 			}
 			csr = req.CSR
+			f.mu.Lock()
+			f.claims = append(f.claims, req.Claim)
+			f.mu.Unlock()
 		case enroll.PathRenew:
 			if err := peer.MayRenew(); err != nil {
 				return nil, err
@@ -397,7 +408,7 @@ func TestBrokerThatRefusesTheCertificateStartsARenewal(t *testing.T) {
 		t.Errorf("words: %s", got)
 	}
 	b.enrolment.doubt(cert)
-	if !b.enrolment.due() {
+	if due, byKey := b.enrolment.due(); !due || byKey {
 		t.Error("renewal is not due")
 	}
 	f.broker.code = 5

@@ -8,8 +8,12 @@
 // carries it from the factory. It holds no secret. The verified root is the same
 // with every file, and none.
 //
+// It is the same for all boxes of a network. What is one box's alone, the voucher
+// that the factory made for it, lies beside it as [VoucherPath] ([ParseVoucher]).
+//
 // A box without the file joins no network: it boots, shows its page and lets
-// nothing.
+// nothing. One whose file names a fleet and no chain is looked after, and lets
+// nothing either.
 //
 // The least that it says, and what an operator may add:
 //
@@ -21,15 +25,22 @@
 //	{
 //	  "chain": {…, "fee_granter": "akash1…"},
 //	  "acme": {"email": "certs@example.com", "terms_agreed": true},
-//	  "prices": {"cpu": 1600000, "memory": 800000, "storage": {"beta2": 30000}, "power": {"kwh": 320000, "watts": 35}}
+//	  "prices": {"cpu": 1600000, "memory": 800000, "storage": {"beta2": 30000}, "power": {"kwh": 320000, "watts": 35}},
+//	  "fleet": {
+//	    "url": "https://fleet.example:8443", "console": "https://fleet.example",
+//	    "roots": ["-----BEGIN CERTIFICATE-----\n…\n-----END CERTIFICATE-----\n"]
+//	  }
 //	}
 package joinfile
 
 import (
 	"bytes"
 	"cmp"
+	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
+	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -54,10 +65,11 @@ const HostRecord = "_croft."
 // MaxSize is the most bytes a file has.
 const MaxSize = 64 << 10
 
-// Network is the content of a file.
+// Network is the content of a file. Without a chain it has a fleet, and nothing
+// else that a provider needs.
 type Network struct {
-	Chain  Chain   `json:"chain"`
-	Relays []Relay `json:"relays"` // all are used at once, and lead to the same domain; at least one
+	Chain  Chain   `json:"chain,omitzero"`
+	Relays []Relay `json:"relays,omitempty"` // all are used at once, and lead to the same domain; at least one with a chain
 
 	Domain string `json:"domain,omitempty"` // hosts of a box end in DEVICE.DOMAIN; default: the first relay's name
 	Port   int    `json:"port,omitempty"`   // where tenants reach relays by TLS; default 443
@@ -76,6 +88,69 @@ type Network struct {
 	ACME *ACME `json:"acme,omitempty"`
 
 	Prices Prices `json:"prices,omitzero"` // what boxes ask for
+
+	Fleet *Fleet `json:"fleet,omitempty"` // who looks after the boxes; default: nobody
+}
+
+// Fleet is the service that looks after boxes.
+type Fleet struct {
+	URL     string `json:"url"`               // its device port: https://host:port
+	Roots   Roots  `json:"roots"`             // certificates, PEM: a box believes in a fleet of these alone
+	Console string `json:"console,omitempty"` // where people claim boxes: https://host; default: boxes name no page
+}
+
+// ClaimPage is where a claim code is typed; empty if the file does not say.
+func (f *Fleet) ClaimPage() string {
+	if f == nil || f.Console == "" {
+		return ""
+	}
+	return strings.TrimSuffix(f.Console, "/") + "/claim"
+}
+
+// Roots are the fleet's root certificates as PEM texts; a file may also have them
+// as one text.
+type Roots []string
+
+// UnmarshalJSON reads one text or a list of them.
+func (r *Roots) UnmarshalJSON(raw []byte) error {
+	var one string
+	if json.Unmarshal(raw, &one) == nil {
+		*r = Roots{one}
+		return nil
+	}
+	var list []string
+	if err := json.Unmarshal(raw, &list); err != nil {
+		return errors.New("fleet.roots: want certificates in PEM, as a text or a list of texts")
+	}
+	*r = list
+	return nil
+}
+
+// PEM is all of them as one text, for enroll.ParseRoots.
+func (r Roots) PEM() []byte { return []byte(strings.Join(r, "\n")) }
+
+// check wants what signs itself: a box that pins another certificate is lost when
+// that one is over.
+func (r Roots) check() error {
+	rest, n := bytes.TrimSpace(r.PEM()), 0
+	for ; len(rest) > 0; n++ {
+		var block *pem.Block
+		if block, rest = pem.Decode(rest); block == nil || block.Type != "CERTIFICATE" {
+			return invalid("fleet.roots has something that is no certificate in PEM")
+		}
+		cert, err := x509.ParseCertificate(block.Bytes)
+		switch {
+		case err != nil:
+			return invalid("fleet.roots: certificate %d: %w", n+1, err)
+		case !cert.IsCA || cert.CheckSignatureFrom(cert) != nil:
+			return invalid("fleet.roots: %.64q is not the certificate of a root", cert.Subject.CommonName)
+		}
+		rest = bytes.TrimSpace(rest)
+	}
+	if n == 0 {
+		return invalid("fleet.roots is empty: boxes could not tell the fleet from others")
+	}
+	return nil
 }
 
 // ACME is an authority that gives certificates by RFC 8555. Boxes ask it for each
@@ -130,7 +205,10 @@ type Relay struct {
 	Pins    []string `json:"pins,omitempty"`    // SHA-256 of its public key, hexadecimal; default: the system's roots decide
 }
 
-// RelayDomain is the domain below which boxes have their names.
+// Lets reports whether boxes are let on a chain.
+func (n *Network) Lets() bool { return n.Chain.ID != "" }
+
+// RelayDomain is the domain below which boxes that are let have their names.
 func (n *Network) RelayDomain() string { return cmp.Or(n.Domain, n.Relays[0].Name) }
 
 // RelayPort is the port at which tenants reach relays by TLS.
@@ -165,6 +243,15 @@ func (n *Network) Format() ([]byte, error) {
 
 // Check finds what makes no sense.
 func (n *Network) Check() error {
+	if err := n.Fleet.check(); err != nil {
+		return err
+	}
+	if n.Fleet != nil && n.Chain.ID+n.Chain.RPC+n.Chain.GRPC == "" {
+		if len(n.Relays) > 0 || n.Domain != "" || n.ACME != nil {
+			return invalid("chain is missing: without one, relays, domain and acme are of no use")
+		}
+		return nil
+	}
 	if n.Chain.ID == "" {
 		return invalid("chain.id is missing")
 	}
@@ -218,6 +305,31 @@ func (n *Network) Check() error {
 				return err
 			}
 		}
+	}
+	return nil
+}
+
+func (f *Fleet) check() error {
+	if f == nil {
+		return nil
+	}
+	if err := checkURL("fleet.url", f.URL, []string{"https"}); err != nil {
+		return err
+	}
+	if u, err := url.Parse(f.URL); err != nil || u.User != nil || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" {
+		return invalid("fleet.url is %q: want https://host:port and nothing behind it", f.URL)
+	}
+	if err := f.Roots.check(); err != nil {
+		return err
+	}
+	if f.Console == "" {
+		return nil
+	}
+	if err := checkURL("fleet.console", f.Console, []string{"https", "http"}); err != nil {
+		return err
+	}
+	if strings.ContainsAny(f.Console, "?#") {
+		return invalid("fleet.console is %q: want https://host and nothing behind it", f.Console)
 	}
 	return nil
 }
