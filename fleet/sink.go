@@ -76,17 +76,17 @@ func (s *sink) Event(ctx context.Context, id croft.DeviceID, m *fleetapi.Event) 
 	if err := s.store(ctx, id, m); err != nil {
 		return err
 	}
-	if m.Kind == kindLeaseEnded && fleetapi.LabelValue(m.Fields, fieldInterrupted) != "" {
+	if m.Kind == kindLeaseEnded && fleetapi.LabelValue(m.Fields, "reason") == reasonUnstable {
 		return s.leaseBroke(ctx, id, time.Now())
 	}
 	return nil
 }
 
-// An event of this kind with this field says that a lease ended before its time, by
-// the box's fault.
+// An event of this kind for this reason, in the chain's words, says that the box could
+// not go on with a lease.
 const (
-	kindLeaseEnded   = "lease_ended"
-	fieldInterrupted = "interrupted"
+	kindLeaseEnded = "lease_ended"
+	reasonUnstable = "lease_closed_reason_unstable"
 )
 
 func (s *sink) leaseBroke(ctx context.Context, id croft.DeviceID, at time.Time) error {

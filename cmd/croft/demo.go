@@ -36,8 +36,9 @@ func newDemoCommand() *cobra.Command {
 		Use:   "demo",
 		Short: "Show a box that earns: from an empty disk to a tenant's web page",
 		Long: `Show a box that earns, step by step: an image is built and boots in a virtual
-machine behind a router; a chain, a relay and a registry of OCI images stand
-around it on this machine; the box becomes a provider, and a tenant leases it.
+machine behind a router; a chain, a relay, a fleet and a registry of OCI images
+stand around it on this machine; the box enrols and is claimed on a phone, becomes
+a provider, and a tenant leases it.
 
 All parts are the real ones; only the world is small, and its money is play
 money. Run it in the repository. It takes some minutes: the processor of the box
@@ -123,8 +124,11 @@ func (d *demo) story() []step {
 	return []step{
 		{"image and programs are built", d.build},
 		{"around the box: a relay and a registry", d.surround},
+		{"a fleet begins, to look after boxes", d.startFleet},
 		{"the box is switched on, behind a router", d.switchOn},
 		{"its owner page answers", d.waitPage},
+		{"it has enrolled with the fleet by itself", d.waitEnrolled},
+		{"its owner scans the code: \"This is mine\"", d.claim},
 		{"it finds itself healthy and keeps this version", d.waitHealthy},
 		{"it has made itself an account", d.waitAccount},
 		{"a chain begins, where an auditor vouches for it", d.beginChain},
@@ -212,6 +216,9 @@ func (d *demo) build(ctx context.Context) (string, error) {
 	if err := outside.Build(ctx, ".", "./cmd/croft-chaind", d.chaind()); err != nil {
 		return "", err
 	}
+	if err := d.buildFleet(ctx); err != nil {
+		return "", err
+	}
 	return "version " + string(result.Release.Version), keepSelf(d.program())
 }
 
@@ -242,7 +249,7 @@ func (d *demo) surround(ctx context.Context) (_ string, err error) {
 		return "", fmt.Errorf("make the world's log: %w", err)
 	}
 	d.world, err = outside.New(outside.Config{
-		Dir: filepath.Join(d.dir, "world"), Chaind: d.chaind(), Log: slog.New(slog.NewTextHandler(d.log, nil)),
+		Dir: filepath.Join(d.dir, "world"), Chaind: d.chaind(), Fleetd: d.fleetd(), Log: slog.New(slog.NewTextHandler(d.log, nil)),
 	})
 	if err != nil {
 		return "", errors.Join(err, d.log.Close())
@@ -287,6 +294,7 @@ type boxStatus struct {
 	Problems []string   `json:"problems"`
 	Network  string     `json:"network"`
 	Hosting  boxWork    `json:"hosting"`
+	Fleet    boxFleet   `json:"fleet"`
 }
 
 // boxWork is what a box says of itself as a provider.
@@ -556,6 +564,9 @@ func (d *demo) invite() {
 All of it stays on for you to look at. Ctrl-C switches it off.
 
   the owner's page     %s
+  the fleet's console  %s
+     its first admin   %s
+  the owner's phone    %s
   the tenant's page    %s
   the box's screen     %s
   what the box says    %s
@@ -568,7 +579,7 @@ In another terminal, in this folder:
   %s tenant shell %s -- /bin/app say hello
   %s tenant close %s
   %s tenant deploy %s
-`, d.page, d.url, filepath.Join(d.dir, "screen.png"), filepath.Join(d.dir, "box", "serial.log"),
+`, d.page, d.world.Fleet.Console(), d.admin(), filepath.Join(d.dir, "owner-*.png"), d.url, filepath.Join(d.dir, "screen.png"), filepath.Join(d.dir, "box", "serial.log"),
 		d.home(), outside.TenantAccount, program, program, program, d.dseq, program, d.dseq, program, outside.DeployFile)
 }
 

@@ -18,6 +18,7 @@ import (
 	"github.com/croft-cloud/croft/cmd/croft/factorycmd"
 	"github.com/croft-cloud/croft/cmd/croft/relaycmd"
 	"github.com/croft-cloud/croft/cmd/croft/session"
+	"github.com/croft-cloud/croft/cmd/croft/simcmd"
 	"github.com/croft-cloud/croft/cmd/croft/tenantcmd"
 	"github.com/croft-cloud/croft/internal/version"
 )
@@ -63,7 +64,7 @@ A program run in a lease (croft tenant shell) gives its own.`,
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return &croft.Error{Kind: croft.KindUsage, Err: err, Remedy: "see `" + cmd.CommandPath() + " --help`"}
 	})
-	root.AddCommand(newImageCommand(), newVMCommand(), newDemoCommand(), newUpCommand(), newSDLCommand(), newVersionCommand(), tenantcmd.New(), relaycmd.New(), factorycmd.New())
+	root.AddCommand(newImageCommand(), newVMCommand(), newDemoCommand(), newUpCommand(), newSDLCommand(), newVersionCommand(), tenantcmd.New(), relaycmd.New(), factorycmd.New(), simcmd.Command())
 	root.AddCommand(chaincmd.New()...)
 	root.SetArgs(args)
 	root.SetIn(stdin)

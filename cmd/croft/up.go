@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -30,7 +31,7 @@ beside this one. Where there are none, in the repository, they are built.
 It is for trying. For boxes of other people run croft-fleet, croft relay and
 croft-chaind, each with an address of its own.`,
 		Example: `  croft up
-  croft sim --join build/up/network.json --boxes 5    # five boxes without machines
+  croft sim --fleet https://127.0.0.1:8443 --root build/up/root.pem --boxes 5
   croft image network build/croft-uefi-x86.img build/up/network-vm.json && croft vm run build/croft-uefi-x86.img`,
 		Args: exactArgs(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -113,6 +114,10 @@ func (u *up) start(ctx context.Context, world *outside.World) error {
 		if err := os.WriteFile(filepath.Join(u.dir, file), append(raw, '\n'), 0o644); err != nil {
 			return fmt.Errorf("write down what boxes are told: %w", err)
 		}
+	}
+	root := strings.Join(world.Network(outside.FromHost).Fleet.Roots, "")
+	if err := os.WriteFile(filepath.Join(u.dir, "root.pem"), []byte(root), 0o644); err != nil {
+		return fmt.Errorf("write down the fleet's root: %w", err)
 	}
 	fmt.Fprintf(u.w, "console   %s\n", world.Fleet.Console())
 	if admin, err := world.Fleet.AdminURL(); err == nil {
