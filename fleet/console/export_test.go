@@ -1,0 +1,4 @@
+package console
+
+// Part is what the pages are made of.
+var Part = part
