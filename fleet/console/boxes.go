@@ -222,15 +222,7 @@ func (c *Console) programs(r *http.Request, box device.Box) ([]program, error) {
 }
 
 func (c *Console) chart(w http.ResponseWriter, r *http.Request, _ rights.Principal, box device.Box) error {
-	const step = 5 * time.Minute
-	to := time.Now().Truncate(step)
-	from := to.Add(-24 * time.Hour)
-	if since := box.Claim.Since.Truncate(step).Add(step); since.After(from) {
-		from = since // what was before is not the owner's
-	}
-	if from.After(to) {
-		from = to
-	}
+	from, to, step := span(box.Claim.Since, time.Now())
 	for _, chart := range boxCharts {
 		if chart.id != r.PathValue("chart") {
 			continue
@@ -250,6 +242,22 @@ func (c *Console) chart(w http.ResponseWriter, r *http.Request, _ rights.Princip
 		return c.frame.ShowChart(w, r, out)
 	}
 	return c.frame.ErrorPage(w, r, http.StatusNotFound, "")
+}
+
+// span is what a chart shows: the last day, or less of it if the box became the owner's
+// since then (what was before is not his to see); and how far its points are apart, so
+// that there are some hundreds of them at most.
+func span(since, now time.Time) (from, to time.Time, step time.Duration) {
+	const most = 300
+	length := min(now.Sub(since), 24*time.Hour)
+	for _, step = range []time.Duration{10 * time.Second, 30 * time.Second, 2 * time.Minute, 5 * time.Minute} {
+		if length <= most*step {
+			break
+		}
+	}
+	to = now.Truncate(step)
+	from = to.Add(-length.Truncate(step))
+	return from, to, step
 }
 
 // happening is an event in words.

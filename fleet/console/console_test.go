@@ -374,3 +374,23 @@ func TestBoxesOfOthersAreNotThere(t *testing.T) {
 		t.Error("the list has it")
 	}
 }
+
+func TestChartsBeginWithTheClaim(t *testing.T) {
+	now := time.Date(2026, 11, 22, 12, 0, 3, 0, time.UTC)
+	for _, tc := range []struct {
+		since      time.Duration
+		step, span time.Duration
+	}{
+		{0, 10 * time.Second, 0},
+		{70 * time.Second, 10 * time.Second, 70 * time.Second},
+		{50 * time.Minute, 10 * time.Second, 50 * time.Minute},
+		{time.Hour, 30 * time.Second, time.Hour},
+		{9 * time.Hour, 2 * time.Minute, 9 * time.Hour},
+		{30 * 24 * time.Hour, 5 * time.Minute, 24 * time.Hour},
+	} {
+		from, to, step := console.Span(now.Add(-tc.since), now)
+		if step != tc.step || to.Sub(from) != tc.span || to.After(now) || now.Sub(to) >= step {
+			t.Errorf("%v after the claim: %v to %v in steps of %v", tc.since, from, to, step)
+		}
+	}
+}

@@ -1,4 +1,7 @@
 package console
 
-// Part is what the pages are made of.
-var Part = part
+// For tests: what the pages are made of, and what charts show.
+var (
+	Part = part
+	Span = span
+)
