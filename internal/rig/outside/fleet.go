@@ -59,7 +59,7 @@ func NewFleet(cfg FleetConfig) (*Fleet, error) {
 		cfg.Origin = fmt.Sprintf("http://localhost:%d", cfg.Web)
 	}
 	if len(cfg.Brokers) == 0 {
-		cfg.Brokers = []string{"tls://" + at(string(FromGuest), cfg.Broker), "tls://" + loopback(cfg.Broker)}
+		cfg.Brokers = []string{"tls://" + loopback(cfg.Broker), "tls://" + at(string(FromGuest), cfg.Broker)} // where one is not there, it refuses at once
 	}
 	return &Fleet{cfg: cfg, home: filepath.Join(dir, "home"), log: filepath.Join(dir, "croft-fleet.log")}, nil
 }
