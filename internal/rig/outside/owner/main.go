@@ -1,6 +1,6 @@
 // Owner stands in for a box's owner: in a real browser of the size of a phone it opens
 // the page that the code on the box leads to, makes a passkey, says "This is mine", and
-// waits until the box's page shows how busy it is. It prints how long each step took.
+// waits until the charts of the box are drawn. It prints how long each step took.
 //
 //	owner [-pictures DIR] https://fleet.example/claim#K7QM2XWP
 //
@@ -70,7 +70,7 @@ func claim(ctx context.Context, url, pictures string) error {
 		{"the code is scanned", chromedp.Navigate(url), `form[data-passkey="create"] button`},
 		{"a passkey is made", chromedp.Click(`form[data-passkey="create"] button`), `form[action="/claim/confirm"] button`},
 		{`"This is mine"`, chromedp.Click(`form[action="/claim/confirm"] button`), `.charts`},
-		{"charts move", chromedp.ScrollIntoView(`.charts`), `.charts canvas`},
+		{"its charts are drawn", chromedp.ScrollIntoView(`.charts`), `.charts canvas`},
 	} {
 		begin := time.Now()
 		err := chromedp.Run(ctx, s.do, chromedp.WaitVisible(s.awaits))
