@@ -16,6 +16,7 @@ import (
 	"github.com/croft-cloud/croft"
 	"github.com/croft-cloud/croft/cmd/croft/chaincmd"
 	"github.com/croft-cloud/croft/cmd/croft/factorycmd"
+	"github.com/croft-cloud/croft/cmd/croft/fleetcmd"
 	"github.com/croft-cloud/croft/cmd/croft/relaycmd"
 	"github.com/croft-cloud/croft/cmd/croft/session"
 	"github.com/croft-cloud/croft/cmd/croft/simcmd"
@@ -65,6 +66,7 @@ A program run in a lease (croft tenant shell) gives its own.`,
 		return &croft.Error{Kind: croft.KindUsage, Err: err, Remedy: "see `" + cmd.CommandPath() + " --help`"}
 	})
 	root.AddCommand(newImageCommand(), newVMCommand(), newDemoCommand(), newUpCommand(), newSDLCommand(), newVersionCommand(), tenantcmd.New(), relaycmd.New(), factorycmd.New(), simcmd.Command())
+	root.AddCommand(fleetcmd.Commands()...)
 	root.AddCommand(chaincmd.New()...)
 	root.SetArgs(args)
 	root.SetIn(stdin)
