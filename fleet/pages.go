@@ -3,6 +3,7 @@ package fleet
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/url"
@@ -11,6 +12,7 @@ import (
 	"github.com/croft-cloud/croft"
 	"github.com/croft-cloud/croft/fleet/auditlog"
 	"github.com/croft-cloud/croft/fleet/auth/authhttp"
+	"github.com/croft-cloud/croft/fleet/auth/rights"
 	"github.com/croft-cloud/croft/fleet/blob"
 	"github.com/croft-cloud/croft/fleet/bundle"
 	"github.com/croft-cloud/croft/fleet/console"
@@ -68,7 +70,7 @@ func (f *Fleet) openPages(ctx context.Context) (err error) {
 	}
 	api, err := webapi.New(ctx, webapi.Config{
 		DB: f.db, Door: f.frame.Door(), Devices: f.devices, Jobs: f.jobs, Alerts: f.alerts, Auth: f.auth,
-		AuditLog: f.audit, Series: f.series, Bundles: apiBundles{f.bundles}, Log: f.log,
+		AuditLog: f.audit, Series: f.series, Bundles: apiBundles{f}, Log: f.log,
 	})
 	if err != nil {
 		return err
@@ -126,11 +128,11 @@ func (a bundleAudit) Record(ctx context.Context, e bundle.Entry) error {
 	})
 }
 
-// apiBundles is bundles as programs ask for them.
-type apiBundles struct{ *bundle.Store }
+// apiBundles is bundles as programs ask for them. Who reads one is written down.
+type apiBundles struct{ f *Fleet }
 
 func (b apiBundles) List(ctx context.Context, id croft.DeviceID) ([]webapi.Bundle, error) {
-	list, err := b.Store.List(ctx, id)
+	list, err := b.f.bundles.List(ctx, id)
 	out := make([]webapi.Bundle, len(list))
 	for i, info := range list {
 		out[i] = apiBundle(info, info.Size)
@@ -139,9 +141,19 @@ func (b apiBundles) List(ctx context.Context, id croft.DeviceID) ([]webapi.Bundl
 }
 
 func (b apiBundles) Open(ctx context.Context, id string) (io.ReadCloser, webapi.Bundle, error) {
-	reading, err := b.Store.Open(ctx, id)
+	reading, err := b.f.bundles.Open(ctx, id)
 	if err != nil {
 		return nil, webapi.Bundle{}, err
+	}
+	p := rights.FromContext(ctx)
+	err = b.f.db.Write(ctx, func(tx *db.Tx) error {
+		return b.f.audit.Record(tx, auditlog.Entry{
+			Actor: p.Account, Role: string(p.Role), Action: "bundle.read",
+			Kind: "device", Object: string(reading.Info.Device), After: map[string]string{"bundle": id},
+		})
+	})
+	if err != nil {
+		return nil, webapi.Bundle{}, errors.Join(fmt.Errorf("write down who reads a bundle: %w", err), reading.Close())
 	}
 	return reading, apiBundle(reading.Info, reading.Size), nil
 }

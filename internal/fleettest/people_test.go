@@ -180,7 +180,7 @@ func (w *world) admin(t *testing.T) *fleetclient.Client {
 		t.Fatal(err)
 	}
 	p.do(http.MethodPost, "/auth/totp/confirm", map[string]string{"code": code}, nil)
-	return p.client("device:read device:label device:retire job:read job:start telemetry:read alert:read audit:read fleet:read")
+	return p.client("device:read device:bundle device:label device:retire job:read job:start telemetry:read alert:read audit:read fleet:read")
 }
 
 // owner signs somebody up by a link in a mail.

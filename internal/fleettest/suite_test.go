@@ -5,6 +5,7 @@ package fleettest
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -82,14 +83,19 @@ func TestABoxIsClaimedNamedRebootedAndGivenUp(t *testing.T) {
 		if _, err := ann.ConfirmClaim(t.Context(), box.Device()); err != nil {
 			t.Fatal(err)
 		}
-		name := "Attic"
-		if _, err := ann.ChangeDevice(t.Context(), box.Device(), fleetclient.DevicePatch{Name: &name}); err != nil {
+		const name = "Attic"
+		watched := make(chan error, 1)
+		go func() { watched <- watchFor(t.Context(), ann, box.Device(), name) }()
+		if _, err := ann.ChangeDevice(t.Context(), box.Device(), fleetclient.DevicePatch{Name: new(name)}); err != nil {
 			t.Fatal(err)
 		}
 		until(t, "the box knows its name", func() bool {
 			d := box.Status().Desired
 			return d.Claimed && d.Name == name
 		})
+		if err := <-watched; err != nil {
+			t.Error(err)
+		}
 		if _, err := ben.Device(t.Context(), box.Device()); croft.KindOf(err) != croft.KindNotFound {
 			t.Errorf("another owner asks for it: %v", err)
 		}
@@ -106,14 +112,41 @@ func TestABoxIsClaimedNamedRebootedAndGivenUp(t *testing.T) {
 			t.Errorf("the box has booted %d times, want 2", boots)
 		}
 
+		if job, err = admin.StartBundle(t.Context(), box.Device()); err != nil {
+			t.Fatal(err)
+		}
+		until(t, "there is a bundle", func() bool {
+			list, err := admin.Bundles(t.Context(), box.Device())
+			return err == nil && len(list) == 1 && list[0].Job == job.ID
+		})
+
 		if err := ann.Release(t.Context(), box.Device()); err != nil {
 			t.Fatal(err)
 		}
 		until(t, "the box is nobody's", func() bool { return !box.Status().Desired.Claimed })
+		until(t, "what the owner's time left behind is gone", func() bool {
+			list, err := admin.Bundles(t.Context(), box.Device())
+			return err == nil && len(list) == 0
+		})
 		if _, err := ben.StartClaim(t.Context(), string(box.Code())); err == nil {
 			t.Error("the old code opens a box that was given up")
 		}
 	})
+}
+
+// watchFor watches a box until it has a name.
+func watchFor(ctx context.Context, c *fleetclient.Client, id croft.DeviceID, name string) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for change, err := range c.WatchDevice(ctx, id) {
+		if err != nil {
+			return fmt.Errorf("watch a box: %w", err)
+		}
+		if change.Device != nil && change.Device.Name == name {
+			return nil
+		}
+	}
+	return errors.New("the watch of a box ended before it had its name")
 }
 
 func TestNothingIsLostOrDoubled(t *testing.T) {
