@@ -270,7 +270,7 @@ func (f *Fleet) openBoxes(ctx context.Context) error {
 		return err
 	}
 	f.jobs, err = job.New(ctx, job.Config{
-		DB: f.db, Boxes: jobBoxes{f.devices}, Publisher: downTo{f}, Audit: jobAudit{f.db, f.audit}, Log: f.log,
+		DB: f.db, Boxes: jobBoxes{f.devices}, Publisher: downTo{f}, Audit: jobAudit{f.db, f.audit}, Since: f.ownedSince, Log: f.log,
 	})
 	if err != nil {
 		return err
@@ -302,6 +302,12 @@ func (f *Fleet) openBoxes(ctx context.Context) error {
 	}
 	f.sink.down = f.ingest
 	return nil
+}
+
+// ownedSince is when a box became its owner's: what was asked of it before is not his.
+func (f *Fleet) ownedSince(ctx context.Context, id croft.DeviceID) (time.Time, error) {
+	box, err := f.devices.Box(ctx, itsActor, id)
+	return box.Claim.Since, err
 }
 
 func (f *Fleet) openAlerts(ctx context.Context) (err error) {

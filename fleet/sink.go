@@ -58,7 +58,9 @@ func (s *sink) Hello(ctx context.Context, id croft.DeviceID, m *fleetapi.Hello) 
 	if err != nil {
 		return err
 	}
-	if err := s.down.Publish(ctx, id, &box.Desired); err != nil {
+	soon, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	if err := s.down.Publish(soon, id, &box.Desired); err != nil {
 		return err
 	}
 	return s.greeted.put(ctx, id)
@@ -77,9 +79,18 @@ func (s *sink) Event(ctx context.Context, id croft.DeviceID, m *fleetapi.Event) 
 		return err
 	}
 	if m.Kind == kindLeaseEnded && fleetapi.LabelValue(m.Fields, "reason") == reasonUnstable {
-		return s.leaseBroke(ctx, id, time.Now())
+		return s.leaseBroke(ctx, id, eventTime(m, time.Now()))
 	}
 	return nil
+}
+
+// eventTime is when something happened, as far as is known: a box that does not know
+// the time tells of now.
+func eventTime(m *fleetapi.Event, now time.Time) time.Time {
+	if m.Synced && m.At.Before(now) {
+		return m.At
+	}
+	return now
 }
 
 // An event of this kind for this reason, in the chain's words, says that the box could
@@ -91,7 +102,7 @@ const (
 
 func (s *sink) leaseBroke(ctx context.Context, id croft.DeviceID, at time.Time) error {
 	return s.db.Write(ctx, func(tx *db.Tx) error {
-		_, err := tx.Exec("INSERT INTO fleet_broken_leases (device, at) VALUES (?, ?) ON CONFLICT (device) DO UPDATE SET at = excluded.at", string(id), db.Micros(at))
+		_, err := tx.Exec("INSERT INTO fleet_broken_leases (device, at) VALUES (?, ?) ON CONFLICT (device) DO UPDATE SET at = excluded.at WHERE excluded.at > fleet_broken_leases.at", string(id), db.Micros(at))
 		return err
 	})
 }
@@ -112,7 +123,7 @@ func (s *sink) Batch(ctx context.Context, id croft.DeviceID, m *fleetapi.Batch) 
 }
 
 func (s *sink) store(ctx context.Context, id croft.DeviceID, m fleetapi.Payload) error {
-	return s.messages.put(ctx, device.Message{Device: id, At: time.Now(), Payload: m})
+	return s.messages.put(ctx, device.Message{Device: id, At: time.Now(), Address: ingest.AddressOf(ctx), Payload: m})
 }
 
 // samplesOf is a batch as the store of time series wants it.

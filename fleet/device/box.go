@@ -105,18 +105,29 @@ func (s *Store) get(tx *db.Tx, actor Actor, id croft.DeviceID) (Box, error) {
 	return b, json.Unmarshal([]byte(facts), &b.Facts)
 }
 
+const labelsAtOnce = 100 // boxes in a statement
+
 func addLabels(tx *db.Tx, boxes []Box) error {
-	for i := range boxes {
-		boxes[i].Labels = map[string]string{}
+	for some := range slices.Chunk(boxes, labelsAtOnce) {
+		of := make(map[string]map[string]string, len(some))
+		args := make([]any, len(some))
+		for i := range some {
+			some[i].Labels = map[string]string{}
+			of[string(some[i].ID)], args[i] = some[i].Labels, string(some[i].ID)
+		}
 		if _, err := db.All(tx, func(scan db.Scan) (struct{}, error) {
-			var name, value string
-			err := scan(&name, &value)
-			boxes[i].Labels[name] = value
+			var id, name, value string
+			err := scan(&id, &name, &value)
+			if err == nil {
+				of[id][name] = value
+			}
 			return struct{}{}, err
-		}, "SELECT name, value FROM device_labels WHERE device = ?", string(boxes[i].ID)); err != nil {
+		}, "SELECT device, name, value FROM device_labels WHERE device IN (?"+strings.Repeat(", ?", len(some)-1)+")", args...); err != nil {
 			return err
 		}
-		boxes[i].Desired.Labels = fleetapi.Labels(boxes[i].Labels)
+		for i := range some {
+			some[i].Desired.Labels = fleetapi.Labels(some[i].Labels)
+		}
 	}
 	return nil
 }
@@ -328,8 +339,8 @@ func (s *Store) Search(ctx context.Context, actor Actor, line string) ([]Box, er
 			for _, owner := range owners {
 				w.and("b.id IN (SELECT id FROM device_boxes WHERE owner = ? AND owner <> '' ORDER BY id LIMIT 50)", owner)
 			}
-			if sec, err := readSecret(line); err == nil {
-				sealed := string(s.cfg.ClaimKey.Seal(sec.hash))
+			if sec, err := ownership.ReadSecret(line); err == nil {
+				sealed := string(s.cfg.ClaimKey.Seal(sec.Hash))
 				w.and("b.id IN (SELECT id FROM device_boxes WHERE code = ? AND code <> '')", sealed)
 				w.and("b.id IN (SELECT id FROM device_boxes WHERE sticker = ? AND sticker <> '')", sealed)
 				w.and("b.id IN (SELECT id FROM device_boxes WHERE offer = ? AND offer <> '')", sealed)

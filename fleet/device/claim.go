@@ -33,7 +33,7 @@ type Found struct {
 // seller too, and keeps it for him for ten minutes. The same account may ask
 // again.
 func (s *Store) StartClaim(ctx context.Context, who Claimant, typed string) (Found, error) {
-	sec, err := readSecret(typed)
+	sec, err := ownership.ReadSecret(typed)
 	if err != nil {
 		return Found{}, err
 	}
@@ -54,12 +54,12 @@ func (s *Store) StartClaim(ctx context.Context, who Claimant, typed string) (Fou
 		case err != nil:
 			return err
 		case len(ids) > 1:
-			refused = ambiguous
+			refused = ownership.ErrAmbiguous
 			return nil
 		case len(ids) == 0:
-			refused = wrongSecret
+			refused = ownership.ErrWrongSecret
 			if where == here {
-				refused = wrongHere
+				refused = ownership.ErrWrongHere
 			}
 			return s.countTry(tx, who, sec, where, now)
 		}
@@ -85,8 +85,8 @@ func (s *Store) StartClaim(ctx context.Context, who Claimant, typed string) (Fou
 
 // waiting finds the boxes of a secret that wait for somebody. Ones that this
 // account has begun to claim are among them, ones of others too: they refuse.
-func (s *Store) waiting(tx *db.Tx, who Claimant, sec secret, where realm, now time.Time) ([]string, error) {
-	sealed := string(s.cfg.ClaimKey.Seal(sec.hash))
+func (s *Store) waiting(tx *db.Tx, who Claimant, sec ownership.Secret, where realm, now time.Time) ([]string, error) {
+	sealed := string(s.cfg.ClaimKey.Seal(sec.Hash))
 	const free = `claim IN ('unclaimed', 'claiming', 'released')`
 	if where == anywhere {
 		return db.All(tx, text, `SELECT id FROM device_boxes WHERE code = ? AND code <> '' AND `+free+`
@@ -243,7 +243,7 @@ func (s *Store) store(tx *db.Tx, id croft.DeviceID, m ownership.Move, by string,
 		if err := want(tx, id); err != nil {
 			return err
 		}
-		if err := note(tx, id, "claim_"+string(m), map[string]string{"state": string(after.State)}, now); err != nil {
+		if err := s.note(tx, id, "claim_"+string(m), map[string]string{"state": string(after.State)}, now); err != nil {
 			return err
 		}
 	}
@@ -272,7 +272,8 @@ func (s *Store) endClaims(ctx context.Context) error {
 	var ids []string
 	err := s.db.Read(ctx, func(tx *db.Tx) (err error) {
 		ids, err = db.All(tx, text, `SELECT id FROM device_boxes WHERE (claim_until <> 0 OR offer_until <> 0)
-			AND (claim_until <> 0 AND claim_until <= ? OR offer_until <> 0 AND offer_until <= ?) ORDER BY id`, db.Micros(now), db.Micros(now))
+			AND (claim_until <> 0 AND claim_until NOT BETWEEN ? AND ? OR offer_until <> 0 AND offer_until NOT BETWEEN ? AND ?) ORDER BY id`,
+			db.Micros(now)+1, db.Micros(now.Add(2*ownership.FailSafe)), db.Micros(now)+1, db.Micros(now.Add(2*ownership.OfferLife)))
 		return err
 	})
 	for _, id := range ids {

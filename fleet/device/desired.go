@@ -27,12 +27,13 @@ const (
 
 // deliverDesired publishes what the broker does not have yet. A box that cannot
 // be delivered to holds up no other; a broker that takes nothing is left alone
-// until the next round.
+// until the next round. What was delivered is noted a page at a time.
 func (s *Store) deliverDesired(ctx context.Context) error {
 	var after string
 	var broken []error
 	row := 0
 	for {
+		var done []Box
 		var boxes []Box
 		err := s.db.Read(ctx, func(tx *db.Tx) (err error) {
 			boxes, err = db.All(tx, s.scanBox(time.Now()), "SELECT "+boxColumns+` FROM device_boxes b LEFT JOIN device_seen s ON s.device = b.id
@@ -50,20 +51,34 @@ func (s *Store) deliverDesired(ctx context.Context) error {
 			if err := s.cfg.Publisher.Publish(ctx, box.ID, &box.Desired); err != nil {
 				broken = append(broken, fmt.Errorf("publish to %s: %w", box.ID, err))
 				if row++; row >= brokenInARow || len(broken) >= brokenAnywhere {
-					return errors.Join(broken...)
+					return errors.Join(append(broken, s.delivered(ctx, done))...)
 				}
 				continue
 			}
 			row = 0
-			if err := s.exec(ctx, "UPDATE device_boxes SET delivered = ? WHERE id = ? AND delivered < ?",
+			done = append(done, box)
+		}
+		if err := s.delivered(ctx, done); err != nil || len(boxes) < desiredAtOnce {
+			return errors.Join(append(broken, err)...)
+		}
+	}
+}
+
+// delivered notes what the broker has. A box that said hello meanwhile was told by
+// who took its hello.
+func (s *Store) delivered(ctx context.Context, boxes []Box) error {
+	if len(boxes) == 0 {
+		return nil
+	}
+	return s.db.Write(ctx, func(tx *db.Tx) error {
+		for _, box := range boxes {
+			if _, err := tx.Exec("UPDATE device_boxes SET delivered = ? WHERE id = ? AND delivered < ?",
 				int64(box.Desired.Version), string(box.ID), int64(box.Desired.Version)); err != nil {
 				return err
 			}
 		}
-		if len(boxes) < desiredAtOnce {
-			return errors.Join(broken...)
-		}
-	}
+		return nil
+	})
 }
 
 // change sets one column of a box that its document, or its page, shows.

@@ -21,12 +21,17 @@
 //     succeeded. So both may get it twice: the version of a document, and the ID
 //     of an entry, say so.
 //   - Messages delivered twice or out of order change nothing: [Store.Receive]
-//     returns after what it took is stored.
+//     returns after what it took is stored. Events are known by their number, for as
+//     long as they are kept (400 days and 20,000 of a box; a spool is sent out within
+//     minutes of a connection), lines of a log by time and text.
 //   - Several replicas work on one database. What only one may do, timers and
 //     deliveries, the leader among them does; claims are right without it, for
 //     every method looks at the clock itself.
 //
 // What survives a kill -9: everything but heartbeats of the last ten seconds.
+//
+// Nothing grows without end: of a box are kept [Config.Events] events and
+// [Config.LogLines] lines of its log, and it gets 200 certificates a day at most.
 //
 // # Claims
 //
@@ -58,6 +63,7 @@
 package device
 
 import (
+	"cmp"
 	"context"
 	"embed"
 	"encoding/json"
@@ -142,6 +148,7 @@ type Config struct {
 	KeepLog   time.Duration       // lines of boxes; default 7 days
 	KeepEvent time.Duration       // events; default 400 days
 	LogLines  int                 // kept of one box at most; default 5,000
+	Events    int                 // kept of one box at most; default 20,000
 }
 
 // Store is the boxes of a fleet. All methods may be called from any goroutine.
@@ -160,17 +167,11 @@ func New(ctx context.Context, cfg Config) (*Store, error) {
 	if cfg.DB == nil || cfg.ClaimKey == nil || cfg.Revoked == nil || cfg.Publisher == nil || cfg.Audit == nil {
 		return nil, errors.New("open device store: database, claim key, revocations, publisher or audit log is missing")
 	}
-	for _, d := range []struct {
-		of   *time.Duration
-		deft time.Duration
-	}{{&cfg.Interval, 10 * time.Second}, {&cfg.KeepLog, 7 * 24 * time.Hour}, {&cfg.KeepEvent, 400 * 24 * time.Hour}} {
-		if *d.of == 0 {
-			*d.of = d.deft
-		}
-	}
-	if cfg.LogLines == 0 {
-		cfg.LogLines = 5000
-	}
+	cfg.Interval = cmp.Or(cfg.Interval, 10*time.Second)
+	cfg.KeepLog = cmp.Or(cfg.KeepLog, 7*24*time.Hour)
+	cfg.KeepEvent = cmp.Or(cfg.KeepEvent, 400*24*time.Hour)
+	cfg.LogLines = cmp.Or(cfg.LogLines, 5000)
+	cfg.Events = cmp.Or(cfg.Events, 20_000)
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
@@ -223,20 +224,27 @@ func (s *Store) Run(ctx context.Context) error {
 	return s.db.Lead(ctx, "device", s.lead)
 }
 
+// lead does what one replica does. Each work has a loop of its own: a broker that
+// does not answer keeps nothing else waiting.
 func (s *Store) lead(ctx context.Context) error {
-	fast, slow := time.NewTicker(time.Second), time.NewTicker(time.Minute)
-	defer fast.Stop()
-	defer slow.Stop()
+	var loops sync.WaitGroup
+	loops.Go(func() { s.every(ctx, time.Second, "deliver desired documents", s.deliverDesired) })
+	loops.Go(func() { s.every(ctx, time.Second, "deliver audit entries", s.deliverAudit) })
+	loops.Go(func() { s.every(ctx, time.Second, "end claims that ran out", s.endClaims) })
+	loops.Go(func() { s.every(ctx, time.Minute, "delete old rows", s.sweep) })
+	loops.Wait()
+	return nil
+}
+
+func (s *Store) every(ctx context.Context, pause time.Duration, work string, do func(context.Context) error) {
+	tick := time.NewTicker(pause)
+	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
-			return nil
-		case <-fast.C:
-			s.try(ctx, "deliver desired documents", s.deliverDesired)
-			s.try(ctx, "deliver audit entries", s.deliverAudit)
-			s.try(ctx, "end claims that ran out", s.endClaims)
-		case <-slow.C:
-			s.try(ctx, "delete old rows", s.sweep)
+			return
+		case <-tick.C:
+			s.try(ctx, work, do)
 		}
 	}
 }
@@ -366,13 +374,15 @@ func (s *Store) deliverAudit(ctx context.Context) error {
 	}
 }
 
-// sweep deletes what is old.
+// sweep deletes what is old, and mends what a clock of the fleet that was ahead has
+// left in the future: boxes heard of then would be online for years, and tries count.
 func (s *Store) sweep(ctx context.Context) error {
 	now := time.Now()
 	return errors.Join(
 		s.exec(ctx, "DELETE FROM device_log WHERE received < ?", db.Micros(now.Add(-s.cfg.KeepLog))),
 		s.exec(ctx, "DELETE FROM device_events WHERE received < ?", db.Micros(now.Add(-s.cfg.KeepEvent))),
-		s.exec(ctx, "DELETE FROM device_tries WHERE at < ?", db.Micros(now.Add(-tryWindow))),
+		s.exec(ctx, "DELETE FROM device_tries WHERE at < ? OR at > ?", db.Micros(now.Add(-tryWindow)), db.Micros(now.Add(tryWindow))),
+		s.exec(ctx, "UPDATE device_seen SET at = ? WHERE at > ?", db.Micros(now), db.Micros(now.Add(Silence))),
 		s.exec(ctx, "DELETE FROM device_certificates WHERE not_after < ?", db.Micros(now.Add(-enroll.RenewGrace))),
 		s.exec(ctx, "DELETE FROM device_revocations WHERE until <> 0 AND until < ?", db.Micros(now)),
 	)

@@ -151,7 +151,7 @@ func newFleet(t testing.TB, d *db.DB) *fleet {
 	f := &fleet{db: d, revoked: &enroll.Revocations{}, desired: map[croft.DeviceID]fleetapi.Desired{}, audit: map[string]device.Entry{}}
 	f.key = must(enroll.NewClaimKey([]byte(strings.Repeat("k", 32))))(t)
 	f.Store = must(device.New(t.Context(), device.Config{
-		DB: d, ClaimKey: f.key, Revoked: f.revoked, Publisher: f, Audit: f, Owners: f, LogLines: 100,
+		DB: d, ClaimKey: f.key, Revoked: f.revoked, Publisher: f, Audit: f, Owners: f, LogLines: 100, Events: 100,
 	}))(t)
 	return f
 }

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
-	"regexp"
 	"strings"
 	"time"
 
@@ -54,8 +53,8 @@ func (s *Store) admit(tx *db.Tx, req *enroll.Request, in *enroll.Admission, firs
 	rows, err := tx.Exec(`INSERT INTO device_boxes (id, serial, proven, voucher, board, runs, slot, boot, synced, wire, enrolled,
 			address, network, presence, presence_at, journal, epoch, hello_journal, hello_epoch, code, sticker, word,
 			claim, owner, claimant, claim_until, offer, offer_until, claimed, name, name_key,
-			certificate, certificate_until, version, delivered, every_ms, wanted, alerts)
-		VALUES (?, ?, ?, ?, ?, ?, '', '', 0, 0, ?, ?, ?, '', 0, 0, 0, 0, 0, '', '', '', 'unclaimed', '', '', 0, '', 0, 0, '', '', '', 0, 1, 0, 0, '', '')
+			certificate, certificate_until, version, delivered, every_ms, events, wanted, alerts)
+		VALUES (?, ?, ?, ?, ?, ?, '', '', 0, 0, ?, ?, ?, '', 0, 0, 0, 0, 0, '', '', '', 'unclaimed', '', '', 0, '', 0, 0, '', '', '', 0, 1, 0, 0, 0, '', '')
 		ON CONFLICT (id) DO NOTHING`,
 		string(in.Device), in.SerialNumber, db.Bit(in.Proven), in.VoucherID, req.Board, string(req.Release),
 		db.Micros(now), addressText(from), NetworkOf(from))
@@ -72,13 +71,19 @@ func (s *Store) admit(tx *db.Tx, req *enroll.Request, in *enroll.Admission, firs
 			return err
 		}
 	}
+	if in.Proven {
+		// The factory's word beats that of a box that named the number first.
+		if _, err := tx.Exec("UPDATE device_serials SET device = ? WHERE serial = ?", string(in.Device), in.SerialNumber); err != nil {
+			return err
+		}
+	}
 	if err := s.bindSecrets(tx, in, first); err != nil {
 		return err
 	}
 	if err := index(tx, in.Device); err != nil {
 		return err
 	}
-	if err := note(tx, in.Device, "enrolled", map[string]string{"release": string(req.Release), "board": req.Board}, now); err != nil {
+	if err := s.note(tx, in.Device, "enrolled", map[string]string{"release": string(req.Release), "board": req.Board}, now); err != nil {
 		return err
 	}
 	return tell(tx, byBox, "device.enroll", in.Device, nil, map[string]string{
@@ -88,7 +93,8 @@ func (s *Store) admit(tx *db.Tx, req *enroll.Request, in *enroll.Admission, firs
 
 // bindSecrets stores the claim secrets a box came with, those that are spent
 // excepted. A sticker's is believed if a voucher told it, or the serial number
-// is the box's by a voucher or by the operator's list.
+// is the box's by a voucher or by the operator's list. With a voucher the sticker
+// is this box's alone.
 func (s *Store) bindSecrets(tx *db.Tx, in *enroll.Admission, first enroll.FirstUse) error {
 	var code, sticker enroll.SealedClaim
 	if in.Code != (enroll.ClaimHash{}) {
@@ -105,6 +111,11 @@ func (s *Store) bindSecrets(tx *db.Tx, in *enroll.Admission, first enroll.FirstU
 		}
 		if !in.Proven && in.VoucherID != "" && voucher != in.VoucherID {
 			sticker = ""
+		}
+	}
+	if sticker != "" && in.Proven {
+		if _, err := tx.Exec("UPDATE device_boxes SET sticker = '' WHERE sticker = ? AND sticker <> '' AND id <> ?", string(sticker), string(in.Device)); err != nil {
+			return err
 		}
 	}
 	for column, sealed := range map[string]enroll.SealedClaim{"code": code, "sticker": sticker} {
@@ -172,7 +183,19 @@ func notRevoked(tx *db.Tx, id croft.DeviceID) error {
 	return nil
 }
 
+// certificatesADay is how many a box gets: a start each few minutes makes no harm, a
+// loop without end would fill the table.
+const certificatesADay = 200
+
 func keepCertificate(tx *db.Tx, c *enroll.Issued) error {
+	var today int
+	if err := tx.Row("SELECT COUNT(*) FROM device_certificates WHERE device = ? AND not_before > ?",
+		string(c.Device), db.Micros(c.NotBefore.Add(-24*time.Hour))).Scan(&today); err != nil {
+		return err
+	}
+	if today >= certificatesADay {
+		return refusal(enroll.ReasonTooMany, "device %s was given %d certificates since yesterday", c.Device, today)
+	}
 	if _, err := tx.Exec("INSERT INTO device_certificates (id, device, not_before, not_after) VALUES (?, ?, ?, ?)",
 		string(c.ID), string(c.Device), db.Micros(c.NotBefore), db.Micros(c.NotAfter)); err != nil {
 		return err
@@ -189,6 +212,15 @@ func (r register) Listed(_ context.Context, serial string) (bool, error) {
 	var n int
 	err := r.tx.Row("SELECT COUNT(*) FROM device_serials WHERE serial = ?", serial).Scan(&n)
 	return n > 0, err
+}
+
+func (r register) HolderOf(_ context.Context, voucher string) (croft.DeviceID, error) {
+	var holder croft.DeviceID
+	err := r.tx.Row("SELECT device FROM device_vouchers WHERE id = ?", voucher).Scan(&holder)
+	if errors.Is(err, db.ErrNoRows) {
+		return "", nil
+	}
+	return holder, err
 }
 
 func (r register) BindVoucher(_ context.Context, id string, device croft.DeviceID) (croft.DeviceID, error) {
@@ -275,8 +307,6 @@ type Import struct{ Added, Known int }
 
 const maxSerials = 100_000
 
-var serialForm = regexp.MustCompile(`^[0-9A-Za-z][0-9A-Za-z._-]{0,63}$`)
-
 // ImportSerials reads what croft factory wrote: CSV with the columns
 // serial_number, voucher and claim (the text of [enroll.ClaimHash]; voucher and
 // claim may be empty). The list is taken as a whole or not at all. A serial
@@ -303,8 +333,8 @@ func (s *Store) ImportSerials(ctx context.Context, staff Actor, list io.Reader) 
 			}
 			continue
 		}
-		if !serialForm.MatchString(record[0]) {
-			return Import{}, usage("read serial numbers: line %d: %.80q is no serial number", line, record[0])
+		if err := enroll.CheckSerial(record[0]); err != nil {
+			return Import{}, usage("read serial numbers: line %d: %w", line, err)
 		}
 		if len(record[1]) > 64 || strings.Trim(record[1], "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567") != "" {
 			return Import{}, usage("read serial numbers: line %d: %.80q is no voucher ID", line, record[1])

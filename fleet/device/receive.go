@@ -94,7 +94,7 @@ func (s *Store) receive(tx *db.Tx, m Message, known *fleetapi.State) (changed bo
 		if d := p.At.Sub(m.At); p.Synced && d < 5*time.Minute && d > -s.cfg.KeepEvent {
 			at = p.At // else the box's clock is wrong
 		}
-		return event(tx, m.Device, p, at, m.At)
+		return s.event(tx, m.Device, p, at, m.At)
 	case *fleetapi.LogLines:
 		return false, s.logLines(tx, m, p)
 	default:
@@ -116,7 +116,7 @@ func (s *Store) hello(tx *db.Tx, m Message, h *fleetapi.Hello, known fleetapi.St
 	for _, fact := range h.Facts {
 		if fact.Name != factWords {
 			facts[fact.Name] = fact.Value
-		} else if words, ok := normalWords(fact.Value); ok {
+		} else if words, ok := ownership.NormalWords(fact.Value); ok {
 			word = string(s.cfg.ClaimKey.Seal(enroll.HashClaim(words)))
 		}
 	}
@@ -126,10 +126,13 @@ func (s *Store) hello(tx *db.Tx, m Message, h *fleetapi.Hello, known fleetapi.St
 	}
 	// The journal and epoch are the State's to change: this is no birth.
 	// delivered: the broker may have lost what it retained.
-	if _, err := tx.Exec(`UPDATE device_boxes SET serial = CASE WHEN proven = 1 OR ? = '' THEN serial ELSE ? END,
+	// serial: what a voucher or the operator's list says, no box can say otherwise.
+	if _, err := tx.Exec(`UPDATE device_boxes SET serial = CASE WHEN proven = 1 OR ? = ''
+			OR EXISTS (SELECT 1 FROM device_serials WHERE device = device_boxes.id)
+			OR EXISTS (SELECT 1 FROM device_serials WHERE serial = ? AND device <> '') THEN serial ELSE ? END,
 		board = ?, runs = ?, slot = ?, boot = ?, synced = ?, wire = ?, word = ?,
 		hello_journal = ?, hello_epoch = ?, delivered = 0 WHERE id = ?`,
-		h.Serial, h.Serial, h.Board, string(h.Release), string(h.Slot), h.BootID, db.Bit(h.Synced), int64(min(h.Version, 1<<31)), word,
+		h.Serial, h.Serial, h.Serial, h.Board, string(h.Release), string(h.Slot), h.BootID, db.Bit(h.Synced), int64(min(h.Version, 1<<31)), word,
 		int64(h.Journal), int64(h.Epoch), string(m.Device)); err != nil {
 		return false, err
 	}
@@ -169,10 +172,11 @@ func (s *Store) state(tx *db.Tx, m Message, st, known fleetapi.State) (bool, err
 	if st.Presence == known.Presence {
 		return true, nil
 	}
-	return true, note(tx, m.Device, "presence_"+string(st.Presence), nil, m.At)
+	return true, s.note(tx, m.Device, "presence_"+string(st.Presence), nil, m.At)
 }
 
-func event(tx *db.Tx, id croft.DeviceID, e *fleetapi.Event, shown, received time.Time) (bool, error) {
+// event stores an event unless it is there.
+func (s *Store) event(tx *db.Tx, id croft.DeviceID, e *fleetapi.Event, shown, received time.Time) (bool, error) {
 	fields := make(map[string]string, len(e.Fields))
 	for _, f := range e.Fields {
 		fields[f.Name] = f.Value
@@ -184,24 +188,55 @@ func event(tx *db.Tx, id croft.DeviceID, e *fleetapi.Event, shown, received time
 	rows, err := tx.Exec(`INSERT INTO device_events (device, journal, seq, shown, at, synced, received, kind, severity, fields)
 		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (device, journal, seq) DO NOTHING`,
 		string(id), int64(e.Journal), int64(e.Seq), db.Micros(shown), db.Micros(e.At), db.Bit(e.Synced), db.Micros(received), e.Kind, string(e.Severity), string(raw))
-	return rows > 0, err
+	if err != nil || rows == 0 {
+		return false, err
+	}
+	return true, s.keepNewest(tx, id)
+}
+
+// keepNewest deletes the oldest events of a box that has too many, a tenth of them
+// at a time: a box may say a lot in 400 days, and one that is hostile says all it can.
+func (s *Store) keepNewest(tx *db.Tx, id croft.DeviceID) error {
+	var counted, stored int
+	if err := tx.Row("UPDATE device_boxes SET events = events + 1 WHERE id = ? RETURNING events", string(id)).Scan(&counted); err != nil {
+		return err
+	}
+	if counted <= s.cfg.Events+s.cfg.Events/10 {
+		return nil
+	}
+	// What sweep deleted was not counted off.
+	if err := tx.Row("SELECT COUNT(*) FROM device_events WHERE device = ?", string(id)).Scan(&stored); err != nil {
+		return err
+	}
+	if _, err := tx.Exec(`DELETE FROM device_events WHERE device = ? AND (journal, seq) IN
+		(SELECT journal, seq FROM device_events WHERE device = ? ORDER BY shown, journal, seq LIMIT ?)`,
+		string(id), string(id), max(0, stored-s.cfg.Events)); err != nil {
+		return err
+	}
+	_, err := tx.Exec("UPDATE device_boxes SET events = ? WHERE id = ?", min(stored, s.cfg.Events), string(id))
+	return err
 }
 
 // note puts into the timeline what the fleet itself saw or did. Two of one
 // microsecond stand one after the other.
-func note(tx *db.Tx, id croft.DeviceID, kind string, fields map[string]string, at time.Time) error {
+func (s *Store) note(tx *db.Tx, id croft.DeviceID, kind string, fields map[string]string, at time.Time) error {
 	var last int64
 	if err := tx.Row("SELECT COALESCE(MAX(seq), 0) FROM device_events WHERE device = ? AND journal = 0", string(id)).Scan(&last); err != nil {
 		return err
 	}
-	_, err := event(tx, id, &fleetapi.Event{
+	_, err := s.event(tx, id, &fleetapi.Event{
 		Origin: fleetapi.Origin{Seq: uint64(max(last+1, db.Micros(at)))}, At: at, Synced: true,
 		Kind: kind, Severity: fleetapi.SeverityInfo, Fields: fleetapi.Labels(fields),
 	}, at, at)
 	return err
 }
 
+// logLines stores lines, the oldest of the box make room. Lines have no number:
+// those that come twice are known by their time and text.
 func (s *Store) logLines(tx *db.Tx, m Message, l *fleetapi.LogLines) error {
+	if again, err := logged(tx, m.Device, l.Lines); err != nil || again {
+		return err
+	}
 	var last int64
 	if err := tx.Row("SELECT COALESCE(MAX(n), 0) FROM device_log WHERE device = ?", string(m.Device)).Scan(&last); err != nil {
 		return err
@@ -219,6 +254,21 @@ func (s *Store) logLines(tx *db.Tx, m Message, l *fleetapi.LogLines) error {
 	}
 	_, err := tx.Exec("DELETE FROM device_log WHERE device = ? AND n <= ?", string(m.Device), last-int64(s.cfg.LogLines))
 	return err
+}
+
+// logged reports whether the first and the last of some lines are stored.
+func logged(tx *db.Tx, id croft.DeviceID, lines []fleetapi.LogLine) (bool, error) {
+	if len(lines) == 0 {
+		return false, nil
+	}
+	for _, line := range []fleetapi.LogLine{lines[0], lines[len(lines)-1]} {
+		var n int
+		if err := tx.Row("SELECT COUNT(*) FROM device_log WHERE device = ? AND at = ? AND level = ? AND line = ?",
+			string(id), db.Micros(line.At), line.Level, line.Text).Scan(&n); err != nil || n == 0 {
+			return false, err
+		}
+	}
+	return true, nil
 }
 
 // Event is one entry of a box's timeline.

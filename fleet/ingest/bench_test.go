@@ -101,8 +101,10 @@ func BenchmarkEvents(b *testing.B) {
 // through sends messages over some connections and waits until all are stored.
 func through(b *testing.B, message func(*box) []byte, subject fleetapi.Subject, ack []byte) {
 	w := embedded(b)
-	in := w.start(b, ingest.Config{Sink: void{newSink()}, QueuePerDevice: 1 << 20, QueueBytes: 1 << 30,
-		Embedded: &ingest.Embedded{PacketRate: 1e9, PacketBurst: 1e9}})
+	in := w.start(b, ingest.Config{
+		Sink: void{newSink()}, QueuePerDevice: 1 << 20, QueueBytes: 1 << 30,
+		Embedded: &ingest.Embedded{PacketRate: 1e9, PacketBurst: 1e9},
+	})
 	const lines = 16
 	var all [lines]raw
 	var out [lines][]byte

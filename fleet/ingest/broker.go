@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"strings"
 	"sync"
 	"time"
@@ -31,6 +32,11 @@ type Embedded struct {
 	ConnectBurst   int     // of them at once; default 200
 	PacketRate     float64 // packets a second of one device, which is slowed down; default 20
 	PacketBurst    int     // of them at once; default 200
+
+	// JudgeEvery is how often Judge is asked again about a connection that is open,
+	// when its device says something: its certificate may be over or revoked, and who
+	// would have said so by Disconnect may have missed it. Default 10 minutes.
+	JudgeEvery time.Duration
 }
 
 // Judge tells the device at the other end of a connection, or why it may not
@@ -75,6 +81,8 @@ type broker struct {
 type session struct {
 	device croft.DeviceID
 	remote string
+	from   netip.Addr // of remote
+	judged time.Time  // of the goroutine that reads the connection
 	conn   *deviceConn
 	pace   *rate.Limiter
 	gone   chan struct{} // closed when the connection is to end
@@ -107,7 +115,7 @@ func newBroker(e Embedded, cfg Config, p *pipeline) (*broker, error) {
 		return nil, errors.New("listener of the broker is missing")
 	case e.TLS == nil || e.Judge == nil:
 		return nil, errors.New("TLS configuration or judge of the broker is missing")
-	case e.MaxConnections < 0 || e.ConnectRate < 0 || e.ConnectBurst < 0 || e.PacketRate < 0 || e.PacketBurst < 0:
+	case e.MaxConnections < 0 || e.ConnectRate < 0 || e.ConnectBurst < 0 || e.PacketRate < 0 || e.PacketBurst < 0 || e.JudgeEvery < 0:
 		return nil, errors.New("bounds of the broker are negative")
 	}
 	e.MaxConnections = cmp.Or(e.MaxConnections, 200_000)
@@ -115,6 +123,7 @@ func newBroker(e Embedded, cfg Config, p *pipeline) (*broker, error) {
 	e.ConnectBurst = cmp.Or(e.ConnectBurst, 200)
 	e.PacketRate = cmp.Or(e.PacketRate, 20)
 	e.PacketBurst = cmp.Or(e.PacketBurst, 200)
+	e.JudgeEvery = cmp.Or(e.JudgeEvery, 10*time.Minute)
 	b := &broker{
 		cfg: e, log: cfg.Log, notice: cfg.Notice, pipeline: p, counts: p.counts,
 		admit:    rate.NewLimiter(rate.Limit(e.ConnectRate), e.ConnectBurst),
@@ -275,23 +284,41 @@ func (b *broker) greet(ctx context.Context, conn net.Conn) (*session, error) {
 	if err := secure.HandshakeContext(ctx); err != nil {
 		return nil, err
 	}
-	cs := secure.ConnectionState()
-	device, err := b.cfg.Judge.Judge(&cs)
+	device, err := b.judge(secure)
 	if err != nil {
 		return nil, err
 	}
 	if _, err := croft.ParseDeviceID(string(device)); err != nil {
 		return nil, err
 	}
+	remote := conn.RemoteAddr().String()
+	at, _ := netip.ParseAddrPort(remote) // not valid: it is no address of IP
 	s := &session{
 		device: device,
-		remote: conn.RemoteAddr().String(),
+		remote: remote,
+		from:   at.Addr(),
+		judged: time.Now(),
 		pace:   rate.NewLimiter(rate.Limit(b.cfg.PacketRate), b.cfg.PacketBurst),
 		gone:   make(chan struct{}),
 		over:   make(chan struct{}),
 	}
 	s.conn = &deviceConn{Conn: secure, session: s}
 	return s, nil
+}
+
+func (b *broker) judge(conn *tls.Conn) (croft.DeviceID, error) {
+	cs := conn.ConnectionState()
+	return b.cfg.Judge.Judge(&cs)
+}
+
+// judgeAgain reports whether the connection may go on.
+func (b *broker) judgeAgain(s *session) bool {
+	if time.Since(s.judged) < b.cfg.JudgeEvery {
+		return true
+	}
+	s.judged = time.Now()
+	device, err := b.judge(s.conn.Conn)
+	return err == nil && device == s.device
 }
 
 // claim makes s the device's session. It ends the one before and waits until
@@ -508,7 +535,7 @@ func (h *hook) OnACLCheck(cl *mqtt.Client, topic string, write bool) bool {
 }
 
 // OnPacketRead slows a device down that says too much, and ends the connection
-// of one that speaks for others.
+// of one that speaks for others, or may not speak any more.
 func (h *hook) OnPacketRead(cl *mqtt.Client, pk packets.Packet) (packets.Packet, error) {
 	s := sessionOf(cl)
 	if s == nil {
@@ -519,6 +546,10 @@ func (h *hook) OnPacketRead(cl *mqtt.Client, pk packets.Packet) (packets.Packet,
 		case <-time.After(wait):
 		case <-s.gone:
 		}
+	}
+	if !h.broker.judgeAgain(s) {
+		h.broker.counts.refuse(ReasonStranger)
+		return pk, packets.ErrRejectPacket
 	}
 	if pk.FixedHeader.Type != packets.Publish {
 		return pk, nil
@@ -558,7 +589,7 @@ func (h *hook) OnPublish(cl *mqtt.Client, pk packets.Packet) (packets.Packet, er
 	if pk.FixedHeader.Qos == 0 {
 		ack = nil
 	}
-	m := message{device: s.device, raw: pk.Payload, qos: pk.FixedHeader.Qos, ack: ack}
+	m := message{device: s.device, raw: pk.Payload, from: s.from, qos: pk.FixedHeader.Qos, ack: ack}
 	_, subject, err := fleetapi.ParseTopic(pk.TopicName)
 	if err != nil { // a subject that only a newer box knows
 		h.broker.counts.refuse(fleetapi.ReasonOf(err))

@@ -7,12 +7,14 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/netip"
 	"testing"
 	"time"
 
 	"github.com/croft-cloud/croft"
 	"github.com/croft-cloud/croft/fleet/fleetapi"
 	"github.com/croft-cloud/croft/fleet/ingest"
+	"github.com/croft-cloud/croft/provisioning/enroll"
 )
 
 // withWill is a connection whose end tells State{lost, epoch}.
@@ -281,4 +283,52 @@ func (s slowSink) Event(ctx context.Context, _ croft.DeviceID, _ *fleetapi.Event
 	<-ctx.Done()
 	s.stored.WriteString("stored")
 	return nil
+}
+
+// TestACertificateThatNoLongerCountsEndsTheConnection has nobody call Disconnect.
+func TestACertificateThatNoLongerCountsEndsTheConnection(t *testing.T) {
+	w, s := embedded(t), newSink()
+	in := w.start(t, ingest.Config{Sink: s, Embedded: &ingest.Embedded{PacketRate: 1e6, ConnectRate: 1e6, JudgeEvery: time.Nanosecond}})
+	b, other := w.box(t), w.box(t)
+	l, ear := b.connect(t), other.connect(t)
+	l.say(t, b, event(7, 1))
+	await(t, s.heard, "the box")
+	w.revoked.Add(nil, []enroll.CertID{enroll.CertIDOf(b.cert.Leaf)})
+	raw := must[[]byte](t)(fleetapi.Encode(event(7, 2)))
+	if ended(l.Publish(fleetapi.SubjectEvent.Topic(b.id), 1, false, raw)) == nil {
+		t.Error("what a revoked certificate said was acknowledged")
+	}
+	await(t, l.lost, "the end of the connection")
+	ear.say(t, other, event(7, 3))
+	if h := await(t, s.heard, "the other box"); h.device != other.id {
+		t.Errorf("heard %s", describe(h))
+	}
+	if got := in.Stats().Refused[ingest.ReasonStranger]; got != 1 {
+		t.Errorf("counted %d strangers, want 1", got)
+	}
+}
+
+// addressed is a sink that wants to know from where boxes speak.
+type addressed struct {
+	*sink
+	from chan netip.Addr
+}
+
+func (s addressed) Hello(ctx context.Context, _ croft.DeviceID, _ *fleetapi.Hello) error {
+	s.from <- ingest.AddressOf(ctx)
+	return nil
+}
+
+func TestTheSinkKnowsFromWhereABoxSpeaks(t *testing.T) {
+	w := embedded(t)
+	s := addressed{newSink(), make(chan netip.Addr, 1)}
+	w.start(t, ingest.Config{Sink: s})
+	b := w.box(t)
+	b.connect(t).say(t, b, up()[0])
+	if from := await(t, s.from, "the hello"); from != netip.MustParseAddr("127.0.0.1") {
+		t.Errorf("it speaks from %v", from)
+	}
+	if from := ingest.AddressOf(t.Context()); from.IsValid() {
+		t.Errorf("nobody speaks from %v", from)
+	}
 }

@@ -11,24 +11,23 @@ const (
 	ReasonPressure fleetapi.Reason = "pressure" // QoS 0, and no room for it or nobody to store it
 	ReasonRevoked  fleetapi.Reason = "revoked"  // of a device that was revoked
 	ReasonRejected fleetapi.Reason = "rejected" // sound, but the sink will not have it
-	ReasonStranger fleetapi.Reason = "stranger" // a connection without a certificate that counts
+	ReasonStranger fleetapi.Reason = "stranger" // a connection without a certificate that counts, or counts no longer
 	ReasonCrowd    fleetapi.Reason = "crowd"    // a connection over the rate or number of connections
 )
 
 // Stats is what happened since New. Counters only grow.
 type Stats struct {
-	Received   map[fleetapi.Subject]uint64 // messages
-	Stored     map[fleetapi.Subject]uint64 // messages the sink took
-	Refused    map[fleetapi.Reason]uint64  // messages and connections
-	Duplicates uint64                      // messages the sink had
-	Retries    uint64                      // calls of the sink that are made again
-	TakenOver  uint64                      // connections ended by another of the same device
+	Received  map[fleetapi.Subject]uint64 // messages
+	Stored    map[fleetapi.Subject]uint64 // messages the sink took
+	Refused   map[fleetapi.Reason]uint64  // messages and connections
+	Retries   uint64                      // calls of the sink that are made again
+	TakenOver uint64                      // connections ended by another of the same device
 
 	Connected int // devices at the embedded broker, now
 	Queued    int // messages waiting, now
 
 	Holds  bool // this replica has the fleet's session at the external broker, now
-	Shares bool // this replica publishes there and has its part of QoS 0, now
+	Shares bool // this replica publishes there and hears what comes by QoS 0, now
 }
 
 // counters has all keys from the start, so that its maps are never written.
@@ -36,7 +35,7 @@ type counters struct {
 	received, stored map[fleetapi.Subject]*atomic.Uint64
 	refused          map[fleetapi.Reason]*atomic.Uint64
 
-	duplicates, retries, takenOver atomic.Uint64
+	retries, takenOver atomic.Uint64
 }
 
 func newCounters() *counters {
@@ -67,12 +66,11 @@ func (c *counters) refuse(r fleetapi.Reason) {
 
 func (c *counters) stats() Stats {
 	return Stats{
-		Received:   loaded(c.received),
-		Stored:     loaded(c.stored),
-		Refused:    loaded(c.refused),
-		Duplicates: c.duplicates.Load(),
-		Retries:    c.retries.Load(),
-		TakenOver:  c.takenOver.Load(),
+		Received:  loaded(c.received),
+		Stored:    loaded(c.stored),
+		Refused:   loaded(c.refused),
+		Retries:   c.retries.Load(),
+		TakenOver: c.takenOver.Load(),
 	}
 }
 

@@ -19,8 +19,8 @@
 // counted as "pressure".
 //
 // A message may come twice: its acknowledgement was lost, or the session moved to
-// another replica. [Seen] tells numbered messages apart, in the transaction of
-// whoever stores them. Hello and State carry an epoch and bear repetition.
+// another replica. Whoever stores it knows it again: events and job statuses by their
+// number, Hello and State by their epoch, readings and log lines by their time.
 //
 // # Embedded broker
 //
@@ -30,7 +30,8 @@
 // by [Config.Notice]: now and then it is a box whose line broke, again and again
 // it is two boxes with one key. New connections are let in at ConnectRate. Those
 // that would wait longer than a few seconds are closed at once, before TLS costs
-// anything; boxes come again by themselves.
+// anything; boxes come again by themselves. Who is connected is judged again each ten
+// minutes: a certificate may be over, or revoked.
 //
 // It keeps no message: no sessions, nothing retained. What the fleet wants of a
 // box stands in the fleet's tables, and each session of a box begins with its
@@ -51,8 +52,14 @@
 //	QoS 1   one session named croft-fleet, which outlives replicas, with ordinary
 //	        subscriptions. One replica at a time holds it, by DB.Lead; when that dies,
 //	        another takes it over after some seconds, with what was not acknowledged
-//	QoS 0   each replica has its part by a shared subscription, and a session that
-//	        ends with it. That is nearly all the bytes: readings and logs
+//	QoS 0   each replica has a session that ends with it. By that it hears all
+//	        readings, for each has a store of time series of its own, and by a shared
+//	        subscription its part of the log lines
+//
+// Readings and log lines that a box had spooled it sends by QoS 1. They come to those
+// subscriptions too, and by croft-fleet once more, so that they are not lost while there
+// is no replica. So the replica that holds croft-fleet hears readings twice. Live
+// ones of the second kind it drops unread, spooled ones its store knows by their time.
 //
 // QoS 1 is not shared, because a broker keeps what it has handed to a replica's
 // part for that replica, also when it never comes back; and because Mosquitto 2.0
@@ -76,8 +83,9 @@
 //
 //	fleet, kill -9          embedded: boxes send again what was not acknowledged; wills are
 //	                        lost, so a box that is not heard of for some minutes is lost too.
-//	                        external: the broker keeps QoS 1, another replica takes over; some
-//	                        readings are lost
+//	                        external: the broker keeps QoS 1, another replica takes over; its
+//	                        own store has the readings too, the dead one's lacks those of its
+//	                        absence, but for what boxes had spooled
 //	fleet stopped in order  as above; wills of boxes whose connection the fleet ends are not
 //	                        told, for it is not the boxes that left
 //	sink away               QoS 1 waits in the boxes or the external broker, QoS 0 is dropped
@@ -87,7 +95,7 @@
 //	                        have that uses the embedded broker, or one that stores before it
 //	                        acknowledges
 //	external broker anew    without its files: boxes say Hello and are told everything again
-//	message twice           stored once, by Seen
+//	message twice           stored once, by who stores it
 package ingest
 
 import (
@@ -96,6 +104,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -104,13 +113,13 @@ import (
 )
 
 // Sink is where messages go. When a method returns nil, the message is stored and
-// survives a power cut: it is acknowledged then. [ErrSeen] says that it had been
-// stored before. A fleetapi.RefusedError, and a croft.Error of the kinds usage,
-// not found, refused and invalid, say that it will never be stored. Any other
-// error says to try again.
+// survives a power cut: it is acknowledged then; one that it had stored before is as good.
+// A fleetapi.RefusedError, and a croft.Error of the kind not found, say that it will never
+// be stored. Any other error says to try again, whatever its kind: a database that became
+// read-only, or is damaged, says so in kinds.
 //
 // Methods are called for several devices at once, and for one device one after
-// another. Their context ends when the fleet stops.
+// another. Their context ends when the fleet stops, and has [AddressOf] the device.
 type Sink interface {
 	Hello(ctx context.Context, device croft.DeviceID, m *fleetapi.Hello) error
 	State(ctx context.Context, device croft.DeviceID, m *fleetapi.State) error
@@ -120,9 +129,12 @@ type Sink interface {
 	JobStatus(ctx context.Context, device croft.DeviceID, m *fleetapi.JobStatus) error
 }
 
-// ErrSeen is what a [Sink] returns of a message that it has stored before. To
-// return nil is as good, but it is not counted.
-var ErrSeen = errors.New("message was stored before")
+// AddressOf is from where the device connected whose message the sink was called
+// with. It is not valid with an external broker, which does not tell.
+func AddressOf(ctx context.Context) netip.Addr {
+	from, _ := ctx.Value(fromKey{}).(netip.Addr)
+	return from.Unmap()
+}
 
 // Notice is something about a device's connection that somebody should know.
 type Notice struct {

@@ -180,10 +180,10 @@ func (w *wire) sever() {
 	}
 }
 
-// TestOneOfTwoReplicasKilledLosesAndDoublesNothing cuts a replica off from broker
+// TestOneOfTwoReplicasKilledLosesNothing cuts a replica off from broker
 // and database in the middle, with messages in its hands, as kill -9 does: the
 // other takes over its sessions and what they still hold.
-func TestOneOfTwoReplicasKilledLosesAndDoublesNothing(t *testing.T) {
+func TestOneOfTwoReplicasKilledLosesNothing(t *testing.T) {
 	m := newMosquitto(t)
 	database := must[*url.URL](t)(url.Parse(dbtest.URL(t, dbtest.PostgreSQL)))
 	const socket = ".s.PGSQL.5432"
@@ -191,7 +191,7 @@ func TestOneOfTwoReplicasKilledLosesAndDoublesNothing(t *testing.T) {
 	var stores []*store
 	var toBroker, toDatabase []*wire
 	for i := range 2 {
-		dir := must[string](t)(os.MkdirTemp("", "wire")) // the path of a socket must be short
+		dir := must[string](t)(os.MkdirTemp("", "wire")) //nolint:usetesting // the path of a socket must be short
 		t.Cleanup(func() { _ = os.RemoveAll(dir) })
 		query := database.Query()
 		toDatabase = append(toDatabase, newWire(t, "unix", filepath.Join(dir, socket), filepath.Join(query.Get("host"), socket)))
@@ -212,7 +212,7 @@ func TestOneOfTwoReplicasKilledLosesAndDoublesNothing(t *testing.T) {
 		}}))
 	}
 	for _, r := range replicas {
-		until(t, "replicas share what comes by QoS 0", func() bool { return r.Stats().Shares })
+		until(t, "replicas hear what comes by QoS 0", func() bool { return r.Stats().Shares })
 	}
 	holder := func() int { return slices.IndexFunc(replicas, func(r *replica) bool { return r.Stats().Holds }) }
 	until(t, "a replica has the session", func() bool { return holder() >= 0 })
@@ -242,10 +242,7 @@ func TestOneOfTwoReplicasKilledLosesAndDoublesNothing(t *testing.T) {
 	toDatabase[dies].sever()
 	all.Wait()
 	alive := stores[1-dies]
-	until(t, "all are stored", func() bool { _, different := alive.counts(t); return different == boxes*n })
-	if stored, _ := alive.counts(t); stored != boxes*n {
-		t.Errorf("stored %d events, want %d", stored, boxes*n)
-	}
+	until(t, "all are stored", func() bool { return alive.count(t) == boxes*n })
 	until(t, "the other replica has the session", func() bool { return survivor.Stats().Holds })
 	for i, r := range replicas {
 		r.stop()
@@ -253,34 +250,67 @@ func TestOneOfTwoReplicasKilledLosesAndDoublesNothing(t *testing.T) {
 	}
 }
 
-// TestReplicasShareReadings has each message of QoS 0 come to one of two replicas,
-// and to both some.
-func TestReplicasShareReadings(t *testing.T) {
+// TestEachReplicaHasAllReadings has readings come to both replicas, once to each, and
+// each payload of log lines to one of them.
+func TestEachReplicaHasAllReadings(t *testing.T) {
 	m := newMosquitto(t)
-	s := newSink()
-	replicas := []*replica{m.start(t, ingest.Config{Sink: s})}
-	// Without a database the second also claims the session: they take it from each
-	// other, and QoS 0 does not mind.
-	cfg := replicas[0].cfg
-	in := must[*ingest.Ingest](t)(ingest.New(cfg))
-	ctx, cancel := context.WithCancel(t.Context())
-	var all sync.WaitGroup
-	all.Go(func() { _ = in.Run(ctx) })
-	defer all.Wait()
-	defer cancel()
-	until(t, "the second listens", func() bool { return in.Stats().Shares })
+	d := dbtest.Open(t, dbtest.URL(t, dbtest.SQLite))
+	var replicas []*replica
+	var sinks []*sink
+	for range 2 {
+		sinks = append(sinks, newSink())
+		replicas = append(replicas, m.start(t, ingest.Config{Sink: sinks[len(sinks)-1], External: &ingest.External{URL: m.url(m.fleet), TLS: m.tls, DB: d}}))
+	}
+	for _, r := range replicas {
+		defer r.stop()
+		until(t, "it hears", func() bool { return r.Stats().Shares })
+	}
+	until(t, "one has the session", func() bool { return replicas[0].Stats().Holds || replicas[1].Stats().Holds })
 	b := m.box(t)
 	l := b.connect(t)
 	const n = 40
 	for seq := range uint64(n) {
 		l.say(t, b, batch(seq+1))
+		l.say(t, b, &fleetapi.LogLines{Lines: []fleetapi.LogLine{{At: when, Level: "info", Text: "hello"}}})
 	}
-	for range n {
-		await(t, s.heard, "readings")
+	for _, r := range replicas {
+		until(t, "it has all readings", func() bool { return r.Stats().Stored[fleetapi.SubjectReadings] >= n })
 	}
-	for i, r := range []*ingest.Ingest{replicas[0].Ingest, in} {
-		if got := r.Stats().Stored[fleetapi.SubjectReadings]; got == 0 || got == n {
-			t.Errorf("replica %d has %d of %d batches", i, got, n)
+	until(t, "both have all log lines", func() bool {
+		return replicas[0].Stats().Stored[fleetapi.SubjectLog]+replicas[1].Stats().Stored[fleetapi.SubjectLog] >= n
+	})
+	l.say(t, b, event(7, 1)) // whatever came twice has come by now
+	until(t, "the event is stored", func() bool {
+		return replicas[0].Stats().Stored[fleetapi.SubjectEvent]+replicas[1].Stats().Stored[fleetapi.SubjectEvent] == 1
+	})
+	logs := uint64(0)
+	for i, r := range replicas {
+		if got := r.Stats().Stored[fleetapi.SubjectReadings]; got != n {
+			t.Errorf("replica %d has %d batches, want %d", i, got, n)
+		}
+		logs += r.Stats().Stored[fleetapi.SubjectLog]
+	}
+	if logs != n {
+		t.Errorf("both have %d payloads of log lines, want %d", logs, n)
+	}
+}
+
+// TestSpooledReadingsWaitForAReplica has a box send its spool while there is none.
+func TestSpooledReadingsWaitForAReplica(t *testing.T) {
+	m := newMosquitto(t)
+	first := m.start(t, ingest.Config{Sink: newSink()})
+	first.stop()
+	b := m.box(t)
+	l := b.connect(t)
+	lines := &fleetapi.LogLines{Lines: []fleetapi.LogLine{{At: when, Level: "info", Text: "hello"}}}
+	for _, p := range []fleetapi.Payload{batch(1), lines} {
+		check(t, ended(l.Publish(p.Subject().Topic(b.id), 1, false, must[[]byte](t)(fleetapi.Encode(p)))))
+	}
+	s := newSink()
+	m.start(t, ingest.Config{Sink: s})
+	for _, want := range []fleetapi.Subject{fleetapi.SubjectReadings, fleetapi.SubjectLog} {
+		if h := await(t, s.heard, "what was spooled"); h.device != b.id || h.payload.Subject() != want {
+			t.Errorf("heard %s, want %s", describe(h), want)
 		}
 	}
 }

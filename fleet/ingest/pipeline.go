@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"math/rand/v2"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -19,6 +20,7 @@ type message struct {
 	device  croft.DeviceID
 	subject fleetapi.Subject
 	raw     []byte
+	from    netip.Addr // of the connection it came by; not valid: nobody knows
 	qos     byte
 	ack     func() // tells the sender that it is done with; nil if nobody waits
 }
@@ -29,7 +31,14 @@ func (m message) cost() int { return len(m.raw) + 256 }
 // lane is the messages of one device, the one being handled first. It exists,
 // with one goroutine, while there are any.
 type lane struct {
-	waiting []message // guarded by pipeline.mu
+	waiting []message     // guarded by pipeline.mu
+	room    chan struct{} // closed when one of them was handled; nil: nobody waits for that; guarded by pipeline.mu
+}
+
+// turn is one that waits for room among the messages of all devices.
+type turn struct {
+	come chan struct{} // closed when it is
+	left bool          // nobody waits any more; guarded by pipeline.mu
 }
 
 // pipeline takes messages of all devices and hands them to the sink: those of
@@ -51,8 +60,7 @@ type pipeline struct {
 	lanes  map[croft.DeviceID]*lane // guarded by mu
 	queued int                      // messages; guarded by mu
 	cost   int                      // of them; guarded by mu
-	eager  int                      // goroutines that wait for room; guarded by mu
-	room   chan struct{}            // closed when there may be room; guarded by mu
+	crowd  []*turn                  // who waits for room among all, first come first; guarded by mu
 }
 
 func newPipeline(cfg Config, counts *counters) *pipeline {
@@ -66,7 +74,6 @@ func newPipeline(cfg Config, counts *counters) *pipeline {
 		most:      cfg.QueueBytes,
 		turns:     make(chan struct{}, cfg.Workers),
 		lanes:     map[croft.DeviceID]*lane{},
-		room:      make(chan struct{}),
 	}
 }
 
@@ -93,11 +100,14 @@ func (p *pipeline) accept(gone <-chan struct{}, m message) {
 			p.counts.refuse(ReasonPressure)
 			return
 		}
-		if !p.waitLocked(gone) {
+		if !p.waitLocked(m, gone) {
 			return
 		}
 	}
 	p.pushLocked(m)
+	if p.cost < p.most {
+		p.callLocked()
+	}
 }
 
 // insist takes a message in whether there is room or not.
@@ -109,15 +119,36 @@ func (p *pipeline) insist(m message) {
 }
 
 func (p *pipeline) roomLocked(m message) bool {
+	return !p.laneFullLocked(m) && (p.cost == 0 || p.cost+m.cost() <= p.most)
+}
+
+func (p *pipeline) laneFullLocked(m message) bool {
 	l := p.lanes[m.device]
-	return (l == nil || len(l.waiting) < p.perDevice) && (p.cost == 0 || p.cost+m.cost() <= p.most)
+	return l != nil && len(l.waiting) >= p.perDevice
 }
 
 // waitLocked lets go of mu until there may be room. It is false when gone was
-// closed instead.
-func (p *pipeline) waitLocked(gone <-chan struct{}) bool {
-	room := p.room
-	p.eager++
+// closed instead. A message that was handled wakes who waits for its device and one
+// more, not everybody: of 20,000 boxes that wait, all but one would find no room.
+func (p *pipeline) waitLocked(m message, gone <-chan struct{}) bool {
+	if p.laneFullLocked(m) {
+		l := p.lanes[m.device]
+		if l.room == nil {
+			l.room = make(chan struct{})
+		}
+		return p.sleepLocked(l.room, gone)
+	}
+	mine := &turn{come: make(chan struct{})}
+	p.crowd = append(p.crowd, mine)
+	came := p.sleepLocked(mine.come, gone)
+	mine.left = true
+	if !came || p.laneFullLocked(m) {
+		p.callLocked() // it may have been called just now, and another can make use of that
+	}
+	return came
+}
+
+func (p *pipeline) sleepLocked(room, gone <-chan struct{}) bool {
 	p.mu.Unlock()
 	defer p.mu.Lock()
 	select {
@@ -125,6 +156,19 @@ func (p *pipeline) waitLocked(gone <-chan struct{}) bool {
 		return true
 	case <-gone:
 		return false
+	}
+}
+
+// callLocked tells the first of the crowd to look whether there is room.
+func (p *pipeline) callLocked() {
+	for len(p.crowd) > 0 {
+		first := p.crowd[0]
+		p.crowd[0] = nil
+		p.crowd = p.crowd[1:]
+		if !first.left {
+			close(first.come)
+			return
+		}
 	}
 }
 
@@ -157,11 +201,11 @@ func (p *pipeline) next(device croft.DeviceID, l *lane) (message, bool) {
 	p.cost -= l.waiting[0].cost()
 	l.waiting[0] = message{}
 	l.waiting = l.waiting[1:]
-	if p.eager > 0 {
-		p.eager = 0
-		close(p.room)
-		p.room = make(chan struct{})
+	if l.room != nil {
+		close(l.room)
+		l.room = nil
 	}
+	p.callLocked()
 	if len(l.waiting) == 0 {
 		delete(p.lanes, device)
 		return message{}, false
@@ -187,10 +231,6 @@ func (p *pipeline) handle(ctx context.Context, m message) {
 			p.counts.stored[m.subject].Add(1)
 			m.done()
 			return
-		case errors.Is(err, ErrSeen):
-			p.counts.duplicates.Add(1)
-			m.done()
-			return
 		case final:
 			p.counts.refuse(reason)
 			p.log.Debug("message refused", "device", m.device, "subject", m.subject, "reason", reason, "error", err)
@@ -210,6 +250,9 @@ func (p *pipeline) handle(ctx context.Context, m message) {
 	}
 }
 
+// fromKey is under what the context of a sink has the address of a connection.
+type fromKey struct{}
+
 func (m message) done() {
 	if m.ack != nil {
 		m.ack()
@@ -217,17 +260,13 @@ func (m message) done() {
 }
 
 // verdict tells whether an error of the sink is final, and why the message is
-// refused then. Whatever is not known to be final is tried again.
+// refused then. Whatever is not known to be final is tried again: a database that
+// became read-only refuses too.
 func verdict(err error) (reason fleetapi.Reason, final bool) {
 	if _, ok := errors.AsType[*fleetapi.RefusedError](err); ok {
 		return fleetapi.ReasonOf(err), true
 	}
-	switch croft.KindOf(err) {
-	case croft.KindUsage, croft.KindNotFound, croft.KindRefused, croft.KindInvalid:
-		return ReasonRejected, true
-	case croft.KindOther, croft.KindMissing, croft.KindNoSpace:
-	}
-	return "", false
+	return ReasonRejected, croft.KindOf(err) == croft.KindNotFound
 }
 
 // deliver waits for a turn, decodes the payload and calls the sink.
@@ -241,6 +280,9 @@ func (p *pipeline) deliver(ctx context.Context, m message) error {
 	payload, err := fleetapi.Decode(m.subject, m.raw)
 	if err != nil { // whatever it is, it is the same next time
 		return &fleetapi.RefusedError{Reason: fleetapi.ReasonOf(err), Err: err}
+	}
+	if m.from.IsValid() {
+		ctx = context.WithValue(ctx, fromKey{}, m.from)
 	}
 	switch v := payload.(type) {
 	case *fleetapi.Hello:

@@ -2,8 +2,13 @@ package ingest
 
 import (
 	"context"
-	"math/rand/v2"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -12,58 +17,6 @@ import (
 	"github.com/croft-cloud/croft"
 	"github.com/croft-cloud/croft/fleet/fleetapi"
 )
-
-func TestWindowTakesEachNumberOnce(t *testing.T) {
-	r := rand.New(rand.NewPCG(1, 2))
-	for range 200 {
-		var w window
-		n := 1 + r.IntN(3000)
-		all := make([]uint64, 0, 2*n)
-		for i := range n {
-			all = append(all, uint64(i+1), uint64(i+1))
-		}
-		for i := range all { // reordered by less than the window
-			j := i + r.IntN(min(len(all)-i, 1+r.IntN(1000)))
-			all[i], all[j] = all[j], all[i]
-		}
-		taken := map[uint64]bool{}
-		for _, k := range all {
-			if got := w.take(k); got != taken[k] {
-				t.Fatalf("take(%d) = %v, want %v", k, got, taken[k])
-			}
-			taken[k] = true
-		}
-		if w.low != uint64(n) || len(w.above) != 0 {
-			t.Fatalf("after %d numbers low is %d, %d bytes above", n, w.low, len(w.above))
-		}
-	}
-}
-
-func TestWindowGivesUpGapsThatNeverClose(t *testing.T) {
-	w := window{}
-	const gaps = 5 // 1 to 5 never come
-	for k := uint64(gaps + 1); k <= 10_000; k++ {
-		if w.take(k) {
-			t.Fatalf("take(%d): already", k)
-		}
-		if len(w.above) > maxAbove {
-			t.Fatalf("after %d the window has %d bytes", k, len(w.above))
-		}
-	}
-	if !w.take(1) {
-		t.Error("a number given up was taken")
-	}
-	if w.low != 10_000 {
-		t.Errorf("low is %d once the gap is given up", w.low)
-	}
-	far := ^uint64(0)
-	if w.take(far) || !w.take(far) {
-		t.Error("the greatest number is not taken exactly once")
-	}
-	if w.take(far - 1) {
-		t.Error("a number just below the greatest is gone")
-	}
-}
 
 func TestBackoffIsDecorrelatedAndBounded(t *testing.T) {
 	spread := map[time.Duration]bool{}
@@ -93,6 +46,129 @@ func (nothing) Batch(context.Context, croft.DeviceID, *fleetapi.Batch) error    
 func (nothing) Event(context.Context, croft.DeviceID, *fleetapi.Event) error         { return nil }
 func (nothing) LogLines(context.Context, croft.DeviceID, *fleetapi.LogLines) error   { return nil }
 func (nothing) JobStatus(context.Context, croft.DeviceID, *fleetapi.JobStatus) error { return nil }
+
+// TestOnlyAMessagesOwnFaultIsFinal has the sink fail for reasons that pass: what is
+// acknowledged then is lost.
+func TestOnlyAMessagesOwnFaultIsFinal(t *testing.T) {
+	because := func(kind croft.Kind) error {
+		return fmt.Errorf("store event: %w", &croft.Error{Kind: kind, Err: errors.New("database is read-only")})
+	}
+	for _, tc := range []struct {
+		name   string
+		err    error
+		reason fleetapi.Reason
+		final  bool
+	}{
+		{"a payload that breaks a rule", fmt.Errorf("x: %w", &fleetapi.RefusedError{Reason: fleetapi.ReasonRange, Err: errors.New("y")}), fleetapi.ReasonRange, true},
+		{"a device that is not there", because(croft.KindNotFound), ReasonRejected, true},
+		{"a database that is read-only, or a store of readings whose clock is wrong", because(croft.KindRefused), "", false},
+		{"a database that is damaged", because(croft.KindInvalid), "", false},
+		{"a database that refuses the user", because(croft.KindUsage), "", false},
+		{"a database that is gone", because(croft.KindMissing), "", false},
+		{"a full disk", because(croft.KindNoSpace), "", false},
+		{"anything else", errors.New("z"), "", false},
+	} {
+		if reason, final := verdict(tc.err); final != tc.final || final && reason != tc.reason {
+			t.Errorf("%s: final %v because of %q", tc.name, final, reason)
+		}
+	}
+}
+
+// gated is a sink that takes events once its gate is open.
+type gated struct {
+	nothing
+	gate chan struct{}
+}
+
+func (g gated) Event(context.Context, croft.DeviceID, *fleetapi.Event) error {
+	<-g.gate
+	return nil
+}
+
+// TestEveryoneOfACrowdGetsInOrLeaves has many more devices wait for room than there
+// is, some of which leave: the others all come in, and nobody is left waiting.
+func TestEveryoneOfACrowdGetsInOrLeaves(t *testing.T) {
+	raw, err := fleetapi.Encode(&fleetapi.Event{
+		Origin: fleetapi.Origin{Journal: 1, Seq: 1}, At: time.Unix(1.8e9, 0).UTC(), Kind: "lease_started", Severity: fleetapi.SeverityInfo,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, bounds := range []struct{ perDevice, all int }{{1, 1 << 20}, {8, 3000}, {2, 1500}, {1, 1}} {
+		counts := newCounters()
+		sink := gated{gate: make(chan struct{})}
+		p := newPipeline(Config{
+			Sink: sink, Revoked: func(croft.DeviceID) bool { return false }, Log: slog.New(slog.DiscardHandler),
+			Workers: 3, QueuePerDevice: bounds.perDevice, QueueBytes: bounds.all,
+		}, counts)
+		ctx, cancel := context.WithCancel(t.Context())
+		var lanes, senders sync.WaitGroup
+		p.start(ctx, &lanes)
+		var acks atomic.Int64
+		leave, never := make(chan struct{}), make(chan struct{})
+		const devices, each = 60, 5
+		for i := range devices {
+			id, gone := croft.DeviceIDFromDigest([32]byte{byte(i)}), never
+			if i%3 == 0 {
+				gone = leave
+			}
+			senders.Go(func() {
+				for range each {
+					p.accept(gone, message{device: id, subject: fleetapi.SubjectEvent, raw: raw, qos: 1, ack: func() { acks.Add(1) }})
+				}
+			})
+		}
+		close(leave)
+		close(sink.gate)
+		senders.Wait()
+		lanes.Wait()
+		cancel()
+		if got := acks.Load(); got < devices*2/3*each || got > devices*each {
+			t.Errorf("%+v: %d are acknowledged", bounds, got)
+		}
+		if p.queued != 0 || p.cost != 0 || len(p.lanes) != 0 {
+			t.Errorf("%+v: %d messages of %d bytes in %d lanes are left", bounds, p.queued, p.cost, len(p.lanes))
+		}
+		for _, waits := range p.crowd {
+			if !waits.left {
+				t.Errorf("%+v: somebody still waits", bounds)
+			}
+		}
+	}
+}
+
+// BenchmarkCrowd is what a message costs while 10,000 devices wait for room.
+func BenchmarkCrowd(b *testing.B) {
+	raw, err := fleetapi.Encode(&fleetapi.Event{
+		Origin: fleetapi.Origin{Journal: 1, Seq: 1}, At: time.Unix(1.8e9, 0).UTC(), Kind: "lease_started", Severity: fleetapi.SeverityInfo,
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	sink, counts := gated{gate: make(chan struct{})}, newCounters()
+	p := newPipeline(Config{
+		Sink: sink, Revoked: func(croft.DeviceID) bool { return false }, Log: slog.New(slog.DiscardHandler),
+		Workers: 32, QueuePerDevice: 32, QueueBytes: 20_000,
+	}, counts)
+	var lanes, senders sync.WaitGroup
+	p.start(b.Context(), &lanes)
+	const devices = 10_000
+	for i := range devices {
+		id := croft.DeviceIDFromDigest([32]byte{byte(i), byte(i >> 8)})
+		senders.Go(func() {
+			for range (b.N + devices - 1) / devices {
+				p.accept(nil, message{device: id, subject: fleetapi.SubjectEvent, raw: raw, qos: 1})
+			}
+		})
+	}
+	for counts.received[fleetapi.SubjectEvent].Load() < devices {
+		runtime.Gosched()
+	}
+	b.ResetTimer()
+	close(sink.gate)
+	senders.Wait()
+	lanes.Wait()
+}
 
 // delivery is a message of QoS 1 from an external broker.
 type delivery struct {

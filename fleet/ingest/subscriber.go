@@ -45,7 +45,7 @@ type subscriber struct {
 	name     string // of this replica
 
 	holds  atomic.Bool // the session, and is subscribed
-	shares atomic.Bool // messages of QoS 0
+	shares atomic.Bool // is subscribed to messages of QoS 0
 
 	mu      sync.Mutex
 	mouth   paho.Client   // publishes; nil while there is no connection; guarded by mu
@@ -73,7 +73,7 @@ func newSubscriber(x External, cfg Config, p *pipeline) (*subscriber, error) {
 	}, nil
 }
 
-// group is the name under which replicas share what comes by QoS 0. Mosquitto lets
+// group is the name under which replicas share log lines. Mosquitto lets
 // everybody subscribe to everything and only then looks who may read: a device
 // that joined the group would be given messages, may not read them, and they would be
 // lost. So the name is not to be guessed, and still the same in all replicas.
@@ -120,55 +120,59 @@ func (x *subscriber) keep(ctx context.Context, do func(context.Context) error) {
 	}
 }
 
-// hold has the session, until the connection breaks or ctx ends.
+// ear is what a connection to the broker listens to.
+type ear struct {
+	on      *atomic.Bool      // while it does
+	filters map[string]byte   // with the quality of service
+	least   byte              // what comes by less, another connection has
+	opened  func(paho.Client) // nil, or told when there is a connection
+}
+
+// hold has the session, until the connection breaks or ctx ends. Readings and log
+// lines are among its subscriptions for the sake of those that a box had spooled,
+// which come by QoS 1.
 func (x *subscriber) hold(ctx context.Context) error {
 	o, lost := x.options(SessionName)
 	o.SetCleanSession(false)
 	o.SetAutoAckDisabled(true)
-	return x.listen(ctx, o, lost, &x.holds, func(s fleetapi.Subject) string {
-		if s.QoS() == 0 {
-			return ""
+	e := ear{on: &x.holds, filters: map[string]byte{}, least: 1}
+	for _, s := range fleetapi.Subjects() {
+		if s.Up() {
+			e.filters[s.Filter()] = 1
 		}
-		return s.Filter()
-	}, nil)
+	}
+	return x.listen(ctx, o, lost, e)
 }
 
-// share has this replica's part of what comes by QoS 0, and the connection by
-// which it publishes.
+// share has what comes by QoS 0, readings whole and log lines in part, and the
+// connection by which this replica publishes.
 func (x *subscriber) share(ctx context.Context) error {
 	o, lost := x.options(SessionName + "-" + x.name)
 	o.SetCleanSession(true)
 	defer x.setMouth(nil)
-	return x.listen(ctx, o, lost, &x.shares, func(s fleetapi.Subject) string {
-		if s.QoS() > 0 {
-			return ""
-		}
-		return "$share/" + group(x.user) + "/" + s.Filter()
-	}, x.setMouth)
+	return x.listen(ctx, o, lost, ear{on: &x.shares, opened: x.setMouth, filters: map[string]byte{
+		fleetapi.SubjectReadings.Filter():                              0,
+		"$share/" + group(x.user) + "/" + fleetapi.SubjectLog.Filter(): 0,
+	}})
 }
 
-// listen connects and subscribes to what comes up, by the filters there are, until
-// the connection breaks or ctx ends.
-func (x *subscriber) listen(ctx context.Context, o *paho.ClientOptions, lost <-chan error, on *atomic.Bool,
-	filter func(fleetapi.Subject) string, connected func(paho.Client),
-) error {
-	filters := map[string]byte{}
-	for _, s := range fleetapi.Subjects() {
-		if f := filter(s); s.Up() && f != "" {
-			filters[f] = s.QoS()
+// listen connects and subscribes, until the connection breaks or ctx ends.
+func (x *subscriber) listen(ctx context.Context, o *paho.ClientOptions, lost <-chan error, e ear) error {
+	receive := func(_ paho.Client, m paho.Message) {
+		if m.Qos() >= e.least {
+			x.receive(ctx, m)
 		}
 	}
-	receive := func(_ paho.Client, m paho.Message) { x.receive(ctx, m) }
 	o.SetDefaultPublishHandler(receive) // what the session kept comes before the subscription is made again
 	client := paho.NewClient(o)
 	defer client.Disconnect(100)
 	if err := wait(ctx, client.Connect()); err != nil {
 		return fmt.Errorf("connect: %w", err)
 	}
-	if connected != nil {
-		connected(client)
+	if e.opened != nil {
+		e.opened(client)
 	}
-	token := client.SubscribeMultiple(filters, nil)
+	token := client.SubscribeMultiple(e.filters, nil)
 	if err := wait(ctx, token); err != nil {
 		return fmt.Errorf("subscribe: %w", err)
 	}
@@ -177,8 +181,8 @@ func (x *subscriber) listen(ctx context.Context, o *paho.ClientOptions, lost <-c
 			return fmt.Errorf("subscribe to %s: the broker does not let this user", f)
 		}
 	}
-	on.Store(true)
-	defer on.Store(false)
+	e.on.Store(true)
+	defer e.on.Store(false)
 	return until(ctx, lost)
 }
 

@@ -195,14 +195,14 @@ func (b *box) options(t testing.TB) *paho.ClientOptions {
 // line is a connection of a box.
 type line struct {
 	paho.Client
-	lost chan error
+	lost chan struct{}
 	told chan paho.Message
 }
 
 // dial connects with these options.
 func dial(t testing.TB, o *paho.ClientOptions) (*line, error) {
-	l := &line{lost: make(chan error, 1), told: make(chan paho.Message, 100)}
-	o.SetConnectionLostHandler(func(_ paho.Client, err error) { l.lost <- err })
+	l := &line{lost: make(chan struct{}, 1), told: make(chan paho.Message, 100)}
+	o.SetConnectionLostHandler(func(paho.Client, error) { l.lost <- struct{}{} })
 	o.SetDefaultPublishHandler(func(_ paho.Client, m paho.Message) { l.told <- m })
 	l.Client = paho.NewClient(o)
 	if err := ended(l.Connect()); err != nil {
@@ -265,18 +265,23 @@ func (s *sink) hear(device croft.DeviceID, p fleetapi.Payload) error {
 func (s *sink) Hello(_ context.Context, d croft.DeviceID, m *fleetapi.Hello) error {
 	return s.hear(d, m)
 }
+
 func (s *sink) State(_ context.Context, d croft.DeviceID, m *fleetapi.State) error {
 	return s.hear(d, m)
 }
+
 func (s *sink) Batch(_ context.Context, d croft.DeviceID, m *fleetapi.Batch) error {
 	return s.hear(d, m)
 }
+
 func (s *sink) Event(_ context.Context, d croft.DeviceID, m *fleetapi.Event) error {
 	return s.hear(d, m)
 }
+
 func (s *sink) LogLines(_ context.Context, d croft.DeviceID, m *fleetapi.LogLines) error {
 	return s.hear(d, m)
 }
+
 func (s *sink) JobStatus(_ context.Context, d croft.DeviceID, m *fleetapi.JobStatus) error {
 	return s.hear(d, m)
 }

@@ -19,7 +19,9 @@
 //   - The broker lost it, or the box was away: a box that comes back is sent all
 //     it has not ended. Boxes know a job by its id.
 //   - Statuses twice, late or out of order: stored once by (device, journal,
-//     seq), taken only if newer and if the table allows it.
+//     seq), the first 500 of a job; taken only if newer and if the table allows it.
+//   - The box gets another owner: what the old one asked is CANCELED when the box
+//     would be sent it, the first time or at its next hello.
 //   - The box is never heard of again: TIMED_OUT at the deadline. It is retired:
 //     REMOVED. It ends a job after the deadline: its status is in the history,
 //     the job stays TIMED_OUT.
@@ -57,6 +59,7 @@ const (
 	CancelWait   = 10 * time.Minute    // for the box to end a job that is canceled
 	keepStatuses = 400 * 24 * time.Hour
 	maxKey       = 128
+	maxStatuses  = 500 // kept of one job
 )
 
 // Actor is for whom a method acts.
@@ -108,6 +111,10 @@ type Config struct {
 	Publisher Publisher    // required
 	Audit     Audit        // required
 	Log       *slog.Logger // nil discards
+
+	// Since is when a box became its owner's: what was asked of it before that is not
+	// for his eyes. nil: owners see all jobs of their boxes.
+	Since func(context.Context, croft.DeviceID) (time.Time, error)
 }
 
 // Store is the jobs of a fleet. All methods may be called from any goroutine.
@@ -245,9 +252,9 @@ func queue(tx *db.Tx, actor Actor, o Order, now time.Time) (Job, error) {
 		ID: fleetapi.NewID(fleetapi.PrefixJob), Device: o.Device, Kind: o.Kind, Args: o.Args, State: fleetapi.Queued,
 		Created: db.Instant(db.Micros(now)), Deadline: o.Deadline, By: actor.ID, Bulk: o.bulk, Results: map[string]string{},
 	}
-	if _, err := tx.Exec(`INSERT INTO job_jobs (id, device, kind, args, state, created, deadline, finished, account, idem, bulk, version, detail, results, cancel_until, sent, delivered)
-		VALUES (?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?, 0, '', '{}', 0, 0, 0)`,
-		job.ID, string(job.Device), string(job.Kind), string(args), string(job.State), db.Micros(now), db.Micros(job.Deadline), actor.ID, o.Key, o.bulk); err != nil {
+	if _, err := tx.Exec(`INSERT INTO job_jobs (id, device, kind, args, state, created, deadline, finished, account, staff, idem, bulk, version, detail, results, cancel_until, sent, round, delivered)
+		VALUES (?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?, ?, 0, '', '{}', 0, 0, 1, 0)`,
+		job.ID, string(job.Device), string(job.Kind), string(args), string(job.State), db.Micros(now), db.Micros(job.Deadline), actor.ID, db.Bit(actor.Staff), o.Key, o.bulk); err != nil {
 		return Job{}, err
 	}
 	return job, tell(tx, actor.ID, "job.queue", job.Device, nil, map[string]string{"job": job.ID, "kind": string(job.Kind), "bulk": o.bulk})
@@ -351,7 +358,7 @@ func (s *Store) Cancel(ctx context.Context, actor Actor, id string) (Job, error)
 			err = end(tx, id, job.State, now)
 		} else {
 			job.Canceling = true
-			_, err = tx.Exec("UPDATE job_jobs SET cancel_until = ?, delivered = 0 WHERE id = ?", db.Micros(now.Add(CancelWait)), id)
+			_, err = tx.Exec("UPDATE job_jobs SET cancel_until = ?, round = round + 1 WHERE id = ?", db.Micros(now.Add(CancelWait)), id)
 		}
 		if err != nil {
 			return err
@@ -364,7 +371,7 @@ func (s *Store) Cancel(ctx context.Context, actor Actor, id string) (Job, error)
 
 // end makes a job's state a final one; then there is nothing to deliver.
 func end(tx *db.Tx, id string, state fleetapi.JobState, now time.Time) error {
-	_, err := tx.Exec("UPDATE job_jobs SET state = ?, finished = ?, delivered = 1 WHERE id = ?", string(state), db.Micros(now), id)
+	_, err := tx.Exec("UPDATE job_jobs SET state = ?, finished = ?, delivered = round WHERE id = ?", string(state), db.Micros(now), id)
 	return err
 }
 
@@ -408,11 +415,20 @@ func receive(tx *db.Tx, m Status) (known bool, err error) {
 		return false, err
 	}
 	taken := int64(st.Version) > version && job.State.CanBecome(st.State)
-	rows, err := tx.Exec(`INSERT INTO job_statuses (device, journal, seq, job, state, version, at, received, detail, taken)
-		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (device, journal, seq) DO NOTHING`,
-		string(m.Device), int64(st.Journal), int64(st.Seq), job.ID, string(st.State), int64(st.Version), db.Micros(st.At), db.Micros(m.At), st.Detail, db.Bit(taken))
-	if err != nil || rows == 0 || !taken {
-		return true, err
+	var said int
+	if err := tx.Row("SELECT COUNT(*) FROM job_statuses WHERE job = ?", job.ID).Scan(&said); err != nil {
+		return false, err
+	}
+	if said < maxStatuses {
+		rows, err := tx.Exec(`INSERT INTO job_statuses (device, journal, seq, job, state, version, at, received, detail, taken)
+			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (device, journal, seq) DO NOTHING`,
+			string(m.Device), int64(st.Journal), int64(st.Seq), job.ID, string(st.State), int64(st.Version), db.Micros(st.At), db.Micros(m.At), st.Detail, db.Bit(taken))
+		if err != nil || rows == 0 {
+			return true, err
+		}
+	}
+	if !taken {
+		return true, nil
 	}
 	results := map[string]string{}
 	for _, r := range st.Results {
@@ -441,7 +457,7 @@ func receive(tx *db.Tx, m Status) (known bool, err error) {
 func (s *Store) Resend(ctx context.Context, ids []croft.DeviceID) error {
 	return s.db.Write(ctx, func(tx *db.Tx) error {
 		for _, id := range ids {
-			if _, err := tx.Exec("UPDATE job_jobs SET delivered = 0 WHERE device = ? AND finished = 0", string(id)); err != nil {
+			if _, err := tx.Exec("UPDATE job_jobs SET round = round + 1 WHERE device = ? AND finished = 0", string(id)); err != nil {
 				return err
 			}
 		}

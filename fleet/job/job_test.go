@@ -261,8 +261,12 @@ func TestIdempotencyAndLimits(t *testing.T) {
 		must(f.Cancel(ctx, staff, first.ID))(t)
 		f.reboot(t, 0)
 		for _, bad := range []job.Order{
-			{Device: idOf(0), Kind: "Rm -rf"}, {Device: idOf(0), Kind: "x", Deadline: time.Now()}, {Device: idOf(0), Kind: "x", Deadline: time.Now().AddDate(1, 0, 0)},
-			{Device: idOf(0), Kind: "x", Args: map[string]string{"UP": ""}}, {Device: idOf(0), Kind: "x", Key: "a\nb"}, {Device: idOf(0), Kind: "x", Key: strings.Repeat("a", 200)},
+			{Device: idOf(0), Kind: "Rm -rf"},
+			{Device: idOf(0), Kind: "x", Deadline: time.Now()},
+			{Device: idOf(0), Kind: "x", Deadline: time.Now().AddDate(1, 0, 0)},
+			{Device: idOf(0), Kind: "x", Args: map[string]string{"UP": ""}},
+			{Device: idOf(0), Kind: "x", Key: "a\nb"},
+			{Device: idOf(0), Kind: "x", Key: strings.Repeat("a", 200)},
 		} {
 			_, err := f.Queue(ctx, staff, bad)
 			wantKind(t, err, croft.KindUsage)

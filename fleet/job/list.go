@@ -11,7 +11,7 @@ import (
 	"github.com/croft-cloud/croft/fleet/fleetapi"
 )
 
-const columns = "id, device, kind, args, state, created, deadline, finished, account, bulk, detail, results, cancel_until, delivered"
+const columns = "id, device, kind, args, state, created, deadline, finished, account, bulk, detail, results, cancel_until, CASE WHEN delivered >= round THEN 1 ELSE 0 END"
 
 func scanJob(scan db.Scan) (Job, error) {
 	var j Job
@@ -46,10 +46,23 @@ func (s *Store) Job(ctx context.Context, actor Actor, id string) (Job, error) {
 		job, err = get(tx, id)
 		return err
 	})
-	if err == nil && !actor.Staff && s.cfg.Boxes.Allowed(ctx, actor, job.Device) != nil {
+	if err != nil || actor.Staff {
+		return job, err
+	}
+	since, err := s.visibleSince(ctx, actor, job.Device)
+	if croft.KindOf(err) == croft.KindNotFound || err == nil && job.Created.Before(since) {
 		return Job{}, ErrNoJob
 	}
 	return job, err
+}
+
+// visibleSince is from when on somebody who is not of the staff may see the jobs of
+// a box, if it is his.
+func (s *Store) visibleSince(ctx context.Context, owner Actor, id croft.DeviceID) (time.Time, error) {
+	if err := s.cfg.Boxes.Allowed(ctx, owner, id); err != nil || s.cfg.Since == nil {
+		return time.Time{}, err
+	}
+	return s.cfg.Since(ctx, id)
 }
 
 // Query says which jobs a list has. One of Device, Bulk and Pending is needed.
@@ -59,13 +72,15 @@ type Query struct {
 	Pending bool   // those that are not ended
 	Cursor  string // the last ID of the page before
 	Limit   int    // 1 to 500; default 50
+	since   time.Time
 }
 
 // List is a page of jobs, newest first, and the next cursor, empty after the
 // last. Who is not of the staff asks for a box of his.
 func (s *Store) List(ctx context.Context, actor Actor, q Query) ([]Job, string, error) {
 	if !actor.Staff {
-		if err := s.cfg.Boxes.Allowed(ctx, actor, q.Device); err != nil {
+		var err error
+		if q.since, err = s.visibleSince(ctx, actor, q.Device); err != nil {
 			return nil, "", err
 		}
 	}
@@ -101,6 +116,9 @@ func list(q Query) (string, []any, int, error) {
 	}
 	if len(where) == 0 {
 		return "", nil, 0, usage("list jobs: want a box, jobs ordered together, or those that are not ended")
+	}
+	if !q.since.IsZero() {
+		and("created >= ?", db.Micros(q.since))
 	}
 	if q.Cursor != "" {
 		if _, err := fleetapi.ParseID(fleetapi.PrefixJob, q.Cursor); err != nil {

@@ -17,6 +17,8 @@ func TestNoListReadsEverything(t *testing.T) {
 		{Device: idOf(0), Pending: true},
 		{Device: idOf(0), Cursor: fleetapi.NewID(fleetapi.PrefixJob)},
 		{Bulk: "b"},
+		{Pending: true},
+		{Pending: true, Cursor: fleetapi.NewID(fleetapi.PrefixJob)},
 		{Bulk: "b", Pending: true, Cursor: fleetapi.NewID(fleetapi.PrefixJob)},
 	} {
 		sql, args := job.ListSQL(t, q)
@@ -32,7 +34,8 @@ func TestNoListReadsEverything(t *testing.T) {
 				if err := rows.Scan(&id, &parent, &unused, &line); err != nil {
 					return err
 				}
-				if strings.HasPrefix(line, "SCAN") || strings.Contains(line, "TEMP B-TREE") {
+				all := strings.HasPrefix(line, "SCAN") && !strings.Contains(line, "INDEX job_jobs_open") // which has the open ones only
+				if all || strings.Contains(line, "TEMP B-TREE") {
 					t.Errorf("list %+v: %s", q, line)
 				}
 			}

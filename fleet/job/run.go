@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/croft-cloud/croft"
@@ -15,26 +16,32 @@ import (
 const byFleet = "fleet"
 
 // Run delivers jobs and audit entries, and ends jobs whose time is over, on one
-// replica at a time, until ctx ends.
+// replica at a time, until ctx ends. Each work has a loop of its own: a broker that
+// does not answer keeps nothing else waiting.
 func (s *Store) Run(ctx context.Context) error {
 	return s.db.Lead(ctx, "job", func(ctx context.Context) error {
-		fast, slow := time.NewTicker(time.Second), time.NewTicker(time.Minute)
-		defer fast.Stop()
-		defer slow.Stop()
-		for {
-			select {
-			case <-ctx.Done():
-				return nil
-			case <-fast.C:
-				s.try(ctx, "end jobs whose time is over", s.endOverdue)
-				s.try(ctx, "deliver jobs", s.deliver)
-				s.try(ctx, "deliver audit entries", s.deliverAudit)
-			case <-slow.C:
-				s.try(ctx, "remove jobs of retired boxes", s.removeRetired)
-				s.try(ctx, "delete old statuses", s.sweep)
-			}
-		}
+		var loops sync.WaitGroup
+		loops.Go(func() { s.every(ctx, time.Second, "end jobs whose time is over", s.endOverdue) })
+		loops.Go(func() { s.every(ctx, time.Second, "deliver jobs", s.deliver) })
+		loops.Go(func() { s.every(ctx, time.Second, "deliver audit entries", s.deliverAudit) })
+		loops.Go(func() { s.every(ctx, time.Minute, "remove jobs of retired boxes", s.removeRetired) })
+		loops.Go(func() { s.every(ctx, time.Minute, "delete old statuses", s.sweep) })
+		loops.Wait()
+		return nil
 	})
+}
+
+func (s *Store) every(ctx context.Context, pause time.Duration, work string, do func(context.Context) error) {
+	tick := time.NewTicker(pause)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			s.try(ctx, work, do)
+		}
+	}
 }
 
 // try does one round of a loop; the next one tries again what it could not do.
@@ -50,58 +57,125 @@ const (
 	brokenAnywhere = 50
 )
 
-// deliver publishes what the broker does not have. A box that cannot be
-// delivered to holds up no other.
+// delivery is a job on its way to the broker.
+type delivery struct {
+	Job
+	round int64
+	staff bool // it was ordered as one of the staff
+	sent  bool // the box may have it
+}
+
+func scanDelivery(scan db.Scan) (delivery, error) {
+	var d delivery
+	var staff, sent int64
+	var err error
+	d.Job, err = scanJob(func(columns ...any) error { return scan(append(columns, &d.round, &staff, &sent)...) })
+	d.staff, d.sent = staff == 1, sent == 1
+	return d, err
+}
+
+// deliver publishes what the broker does not have, a page at a time. A box that
+// cannot be delivered to holds up no other.
 func (s *Store) deliver(ctx context.Context) error {
 	var after string
 	var broken []error
 	row := 0
 	for {
-		var jobs []Job
+		var page, done []delivery
 		err := s.db.Read(ctx, func(tx *db.Tx) (err error) {
-			jobs, err = db.All(tx, scanJob, "SELECT "+columns+" FROM job_jobs WHERE delivered = 0 AND id > ? ORDER BY id LIMIT ?", after, atOnce)
+			page, err = db.All(tx, scanDelivery, "SELECT "+columns+", round, staff, sent FROM job_jobs WHERE delivered < round AND id > ? ORDER BY id LIMIT ?", after, atOnce)
 			return err
 		})
+		if err != nil || len(page) == 0 {
+			return errors.Join(append(broken, err)...)
+		}
+		after = page[len(page)-1].ID
+		due, err := s.due(ctx, page)
 		if err != nil {
-			return err
+			return errors.Join(append(broken, err)...)
 		}
-		for _, j := range jobs {
-			after = j.ID
-			sent, err := s.deliverOne(ctx, j)
-			if err == nil || sent {
-				row = 0
-			}
-			if err != nil {
-				broken = append(broken, err)
+		for _, d := range due {
+			payload := &fleetapi.Job{ID: d.ID, Kind: d.Kind, Args: fleetapi.Labels(d.Args), Deadline: d.Deadline, Canceled: d.Canceling}
+			if err := s.cfg.Publisher.Publish(ctx, d.Device, payload); err != nil {
+				broken = append(broken, fmt.Errorf("publish %s to %s: %w", d.ID, d.Device, err))
 				if row++; row >= brokenInARow || len(broken) >= brokenAnywhere {
-					return errors.Join(broken...)
+					return errors.Join(append(broken, s.delivered(ctx, done))...)
 				}
+				continue
 			}
+			row = 0
+			done = append(done, d)
 		}
-		if len(jobs) < atOnce {
-			return errors.Join(broken...)
+		if err := s.delivered(ctx, done); err != nil {
+			return errors.Join(append(broken, err)...)
 		}
 	}
 }
 
-// deliverOne notes that a box may have the job before it may: who cancels it in
-// between waits for the box's word.
-func (s *Store) deliverOne(ctx context.Context, j Job) (bool, error) {
-	var still bool
-	err := s.db.Write(ctx, func(tx *db.Tx) error {
-		rows, err := tx.Exec("UPDATE job_jobs SET sent = 1 WHERE id = ? AND finished = 0", j.ID)
-		still = rows > 0
-		return err
+// due notes that boxes may have these jobs before they may: who cancels one in
+// between waits for the box's word. Jobs that ended meanwhile are not among those it
+// returns, nor those of somebody whose box it no longer is, which it cancels.
+func (s *Store) due(ctx context.Context, page []delivery) (due []delivery, err error) {
+	theirs := make([]bool, len(page))
+	for i, d := range page {
+		if theirs[i] = true; d.staff || d.Canceling {
+			continue
+		}
+		err := s.cfg.Boxes.Allowed(ctx, Actor{ID: d.By}, d.Device)
+		if theirs[i] = err == nil; err != nil && croft.KindOf(err) != croft.KindNotFound {
+			return nil, fmt.Errorf("ask whose box %s is: %w", d.Device, err)
+		}
+	}
+	err = s.db.Write(ctx, func(tx *db.Tx) error {
+		due = due[:0]
+		now := time.Now()
+		for i, d := range page {
+			if !theirs[i] {
+				if err := disown(tx, d, now); err != nil {
+					return err
+				}
+				continue
+			}
+			rows, err := tx.Exec("UPDATE job_jobs SET sent = 1 WHERE id = ? AND finished = 0", d.ID)
+			if err != nil {
+				return err
+			}
+			if rows > 0 {
+				due = append(due, d)
+			}
+		}
+		return nil
 	})
-	if err != nil || !still {
-		return false, err
+	return due, err
+}
+
+// disown takes a job of a former owner back. A box that may have it is told so.
+func disown(tx *db.Tx, d delivery, now time.Time) error {
+	if d.sent {
+		_, err := tx.Exec("UPDATE job_jobs SET cancel_until = ?, round = round + 1 WHERE id = ? AND finished = 0", db.Micros(now.Add(CancelWait)), d.ID)
+		return err
 	}
-	payload := &fleetapi.Job{ID: j.ID, Kind: j.Kind, Args: fleetapi.Labels(j.Args), Deadline: j.Deadline, Canceled: j.Canceling}
-	if err := s.cfg.Publisher.Publish(ctx, j.Device, payload); err != nil {
-		return false, fmt.Errorf("publish %s to %s: %w", j.ID, j.Device, err)
+	job, err := get(tx, d.ID)
+	if err != nil || job.State.Final() {
+		return err
 	}
-	// Canceled meanwhile, it is to be delivered once more.
-	return true, s.exec(ctx, "UPDATE job_jobs SET delivered = 1 WHERE id = ? AND (cancel_until <> 0) = (? <> 0)", j.ID, db.Bit(j.Canceling))
+	return finish(tx, []Job{job}, fleetapi.Canceled, now)
+}
+
+// delivered notes which round of jobs the broker has. One that is to be given to it
+// again meanwhile has a later round.
+func (s *Store) delivered(ctx context.Context, done []delivery) error {
+	if len(done) == 0 {
+		return nil
+	}
+	return s.db.Write(ctx, func(tx *db.Tx) error {
+		for _, d := range done {
+			if _, err := tx.Exec("UPDATE job_jobs SET delivered = ? WHERE id = ? AND delivered < ?", d.round, d.ID, d.round); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 // endOverdue ends jobs whose deadline has passed, or whose box did not say what

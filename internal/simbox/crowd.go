@@ -12,7 +12,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"math"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -68,7 +67,7 @@ type Crowd struct {
 	connected, enrolled       atomic.Int64
 	sent, acked, bytes, heard atomic.Int64
 	problem                   atomic.Pointer[error]    // the newest
-	delays                    [delaySteps]atomic.Int64 // acknowledgements by how long they took
+	delays                    [delaySteps]atomic.Int64 // see Delays
 
 	mu      sync.Mutex
 	begin   time.Time       // guarded by mu; of Run
@@ -376,20 +375,20 @@ type Stats struct {
 	Ends         int   // sessions that ended
 	Problem      error // of the box that was enrolled or connected in vain last; nil if there was none
 
-	// How long acknowledgements took, rounded up to a power of two: half of them
-	// and 99 of 100 took at most so long; 0: there were none.
-	HalfDelay, MostDelay time.Duration
+	Delays               Delays        // of acknowledgements, since the beginning
+	HalfDelay, MostDelay time.Duration // half of them, and 99 of 100, took at most so long
 }
-
-// delaySteps are 1 ms, 2 ms, 4 ms … and all beyond.
-const delaySteps = 18
 
 // Stats returns how the crowd is doing now.
 func (c *Crowd) Stats() Stats {
 	s := Stats{
 		Enrolled: int(c.enrolled.Load()), Connected: int(c.connected.Load()), Sent: c.sent.Load(), Acknowledged: c.acked.Load(),
-		Bytes: c.bytes.Load(), Heard: c.heard.Load(), HalfDelay: c.delay(0.5), MostDelay: c.delay(0.99),
+		Bytes: c.bytes.Load(), Heard: c.heard.Load(),
 	}
+	for i := range c.delays {
+		s.Delays[i] = c.delays[i].Load()
+	}
+	s.HalfDelay, s.MostDelay = s.Delays.Of(0.5), s.Delays.Of(0.99)
 	if err := c.problem.Load(); err != nil {
 		s.Problem = *err
 	}
@@ -399,32 +398,6 @@ func (c *Crowd) Stats() Stats {
 		s.Ends += second.Ends
 	}
 	return s
-}
-
-func (c *Crowd) tookTo(took time.Duration) {
-	step := 0
-	for limit := time.Millisecond; took > limit && step < delaySteps-1; limit *= 2 {
-		step++
-	}
-	c.delays[step].Add(1)
-}
-
-// delay is what a share of the acknowledgements took at most.
-func (c *Crowd) delay(of float64) time.Duration {
-	var all int64
-	for i := range c.delays {
-		all += c.delays[i].Load()
-	}
-	if all == 0 {
-		return 0
-	}
-	want, sum := int64(math.Ceil(of*float64(all))), int64(0)
-	for i := range c.delays {
-		if sum += c.delays[i].Load(); sum >= want {
-			return time.Millisecond << i
-		}
-	}
-	return time.Millisecond << delaySteps
 }
 
 // sleep waits for d and reports whether ctx let it.

@@ -89,6 +89,38 @@ func TestLeasesComeAndGo(t *testing.T) {
 	}
 }
 
+func TestLeasesPay(t *testing.T) {
+	m := newModel(9, time.Now())
+	now := time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
+	first, before, due := m.earned(now), m.earned(now), 0.0
+	for end := now.Add(month); now.Before(end); {
+		rate, want := m.income(now), 0.0
+		for _, l := range m.leases(now) {
+			place := 0
+			if strings.HasSuffix(l.name, "-2-1") {
+				place = 1
+			}
+			want += m.price(place)
+		}
+		if rate != want {
+			t.Fatalf("at %v leases pay %v a month, want %v", now, rate, want)
+		}
+		due += rate / float64(month/time.Minute)
+		now = now.Add(time.Minute)
+		earned := m.earned(now)
+		if earned < before || earned != math.Floor(earned) {
+			t.Fatalf("at %v the box has earned %v, before it was %v", now, earned, before)
+		}
+		before = earned
+	}
+	if got := before - first; math.Abs(got-due) > due/100 || due < 1e6 || due > 20e6 {
+		t.Errorf("leases paid %v in a month, due was %v", got, due)
+	}
+	if m.earned(time.Date(2001, 1, 1, 0, 0, 0, 0, time.UTC)) != 0 {
+		t.Error("the box earned before it was there")
+	}
+}
+
 // gather runs a crowd until the test ends.
 func gather(t *testing.T, cfg CrowdConfig) (c *Crowd, end func()) {
 	t.Helper()

@@ -281,7 +281,7 @@ func (s *lightSession) acknowledged(id uint16) {
 		}
 		s.waiting = append(s.waiting[:i], s.waiting[i+1:]...)
 		s.crowd.acked.Add(1)
-		s.crowd.tookTo(time.Since(w.at))
+		s.crowd.delays[delayStep(time.Since(w.at))].Add(1)
 		for k, n := range s.unsaid {
 			if n == w.carries {
 				s.unsaid = append(s.unsaid[:k], s.unsaid[k+1:]...)

@@ -119,6 +119,51 @@ func (m model) turn(now time.Time) time.Time {
 	return next
 }
 
+// price is what a lease in a place pays in 30 days, in millionths of an ACT.
+func (m model) price(place int) float64 {
+	return math.Round((2.5+1.5*float64(place)+3*m.seed)*1e4) * 100
+}
+
+// Money: leases pay into the box's account at each full hour; a real box has it
+// withdrawn once a day.
+const (
+	month  = 30 * 24 * time.Hour
+	payday = time.Hour
+)
+
+// opened is when all boxes began to earn.
+var opened = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+
+// earned is what was paid to the box's account so far.
+func (m model) earned(now time.Time) float64 {
+	now = now.Truncate(payday)
+	if now.Before(opened) {
+		return 0
+	}
+	sum := 0.0
+	for place := range 2 {
+		every, shift := m.period(place)
+		let := func(at time.Time) int64 { // for how long the place was let, since the epoch
+			t := at.UnixMilli() + shift
+			return t/every*(every*3/4) + min(t%every, every*3/4)
+		}
+		sum += m.price(place) * float64(let(now)-let(opened)) / float64(month.Milliseconds())
+	}
+	return math.Floor(sum)
+}
+
+// income is what the leases that run pay in a month.
+func (m model) income(now time.Time) float64 {
+	sum := 0.0
+	for place := range 2 {
+		every, shift := m.period(place)
+		if (now.UnixMilli()+shift)%every < every*3/4 {
+			sum += m.price(place)
+		}
+	}
+	return sum
+}
+
 func seconds(at time.Time) float64 { return float64(at.UnixMilli()) / 1000 }
 
 // moment is what the values at one instant are made from.
@@ -128,11 +173,16 @@ type moment struct {
 	busy    float64 // seconds of all threads together, divided by them, since the boot
 	heat    float64 // the load as the metal has followed it
 	synced  bool
+
+	earned, income float64 // millionths of an ACT: so far; in a month
 }
 
 func (m model) moment(at time.Time, synced bool) moment {
 	now, boot := seconds(at), seconds(m.boot)
-	return moment{now: now, up: now - boot, load: m.load(now), busy: m.busy(boot, now), heat: m.busy(now-120, now) / 120, synced: synced}
+	return moment{
+		now: now, up: now - boot, load: m.load(now), busy: m.busy(boot, now), heat: m.busy(now-120, now) / 120, synced: synced,
+		earned: m.earned(at), income: m.income(at),
+	}
 }
 
 // row is one series: its name and labels, and how its values come about.
@@ -252,6 +302,8 @@ func figures() []figure {
 			}
 			return round(0.01+0.005*math.Sin(m.now/900), 1e-6)
 		}},
+		{"croft_earned_total", "uact", func(m moment) float64 { return m.earned }},
+		{"croft_income_month", "uact", func(m moment) float64 { return m.income }},
 		{"croft_agent_cpu_seconds_total", "user", grows(0.004, 0, 0.01)},
 		{"croft_agent_cpu_seconds_total", "system", grows(0.002, 0, 0.01)},
 		{"croft_agent_memory_bytes", "resident", follows(42<<20, 48<<20, 4096)},
@@ -380,12 +432,22 @@ type sampler struct {
 func (s *sampler) Read(context.Context) ([]fleetapi.Reading, time.Time) {
 	now := time.Now()
 	at, synced := s.clock.Now()
-	all := s.model.rows(now)
+	return s.model.readings(now, synced), at
+}
+
+func (m model) readings(now time.Time, synced bool) []fleetapi.Reading {
+	all, at := m.rows(now), m.moment(now, synced)
 	readings := make([]fleetapi.Reading, len(all))
 	for i, r := range all {
-		readings[i] = fleetapi.Reading{Name: r.name, Labels: r.labels, Counter: r.counter, Value: r.value(s.model.moment(now, synced))}
+		readings[i] = fleetapi.Reading{Name: r.name, Labels: r.labels, Counter: r.counter, Value: r.value(at)}
 	}
-	return readings, at
+	return readings
+}
+
+// Readings is what box number n of a crowd reads about itself at a moment, for those
+// who carry it to other places than a fleet.
+func Readings(n uint64, boot, now time.Time) []fleetapi.Reading {
+	return newModel(n, boot).readings(now, true)
 }
 
 // facts are what the made-up machine found in itself.

@@ -99,7 +99,6 @@ func newWorld(t testing.TB, internet *internet, url string) *world {
 	w.gate = must(enroll.NewGate(enroll.GateConfig{Roots: []*x509.Certificate{w.authority.Root()}, Revoked: revoked}))(t)
 	if url != "" {
 		d := dbtest.Open(t, url)
-		check(t, ingest.Migrate(t.Context(), d))
 		w.devices = must(device.New(t.Context(), device.Config{
 			DB: d, ClaimKey: must(enroll.NewClaimKey(make([]byte, 32)))(t), Revoked: revoked, Publisher: w, Audit: deviceAudit{},
 		}))(t)

@@ -70,7 +70,11 @@ var (
 	boardForm  = regexp.MustCompile(`^[0-9a-z][0-9a-z._-]{0,31}$`)
 )
 
-func badSerial(s string) error {
+// CheckSerial is nil for what can be a serial number.
+func CheckSerial(s string) error {
+	if serialForm.MatchString(s) {
+		return nil
+	}
 	return fmt.Errorf("serial number %.80q: want 1 to 64 of letters, digits, '.', '_' and '-', beginning with a letter or digit", s)
 }
 
@@ -81,13 +85,14 @@ func ParseRequest(raw []byte) (*Request, error) {
 	if err != nil {
 		return nil, err
 	}
+	serial := CheckSerial(req.SerialNumber)
 	switch {
 	case req.Version < 1:
 		return nil, refuse(ReasonMessage, "read message: version %d: want 1 or more", req.Version)
 	case !boardForm.MatchString(req.Board):
 		return nil, refuse(ReasonMessage, "read message: board %.40q: want 1 to 32 of a-z, digits, '.', '_' and '-'", req.Board)
-	case req.SerialNumber != "" && !serialForm.MatchString(req.SerialNumber):
-		return nil, refuse(ReasonMessage, "read message: %v", badSerial(req.SerialNumber))
+	case req.SerialNumber != "" && serial != nil:
+		return nil, refuse(ReasonMessage, "read message: %v", serial)
 	}
 	if _, err := croft.ParseVersion(string(req.Release)); err != nil {
 		return nil, refuse(ReasonMessage, "read message: release %.40q is no release", req.Release)

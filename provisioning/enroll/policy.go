@@ -41,6 +41,9 @@ type Register interface {
 	// Listed tells whether the operator expects a box with this serial number.
 	Listed(ctx context.Context, serialNumber string) (bool, error)
 
+	// HolderOf is the device that a voucher was bound to; empty if there is none.
+	HolderOf(ctx context.Context, voucher string) (croft.DeviceID, error)
+
 	// BindVoucher gives the voucher to the device, if it is nobody's, and
 	// returns whose it is now. The same device may come with it again: the
 	// fleet's answer may have been lost on its way.
@@ -64,15 +67,20 @@ type Admission struct {
 // and binds what it came with as the last step.
 //
 // A voucher that is there must be good, under every policy. A box whose voucher
-// was refused may ask again without, if it wants to know whether that does.
+// was refused may ask again without, if it wants to know whether that does. The
+// end of a voucher is for boxes that come with it for the first time: one that was
+// let in may have to enrol again years later.
 func (p Policy) Admit(ctx context.Context, req *Request, device croft.DeviceID, reg Register, now time.Time) (*Admission, error) {
 	in := &Admission{Device: device, SerialNumber: req.SerialNumber, Code: req.Claim}
 	if _, err := ParseFirstUse(string(p.FirstUse)); err != nil {
 		return nil, fmt.Errorf("admit device %s: %w", device, err)
 	}
 	if req.Voucher != "" {
-		v, err := p.redeem(req, device, now)
+		v, err := p.redeem(req, device)
 		if err != nil {
+			return nil, err
+		}
+		if err := notOver(ctx, v, device, reg, now); err != nil {
 			return nil, err
 		}
 		holder, err := reg.BindVoucher(ctx, v.ID, device)
@@ -99,19 +107,32 @@ func (p Policy) Admit(ctx context.Context, req *Request, device croft.DeviceID, 
 }
 
 // redeem reads the voucher of a request and holds it against the box.
-func (p Policy) redeem(req *Request, device croft.DeviceID, now time.Time) (*Voucher, error) {
+func (p Policy) redeem(req *Request, device croft.DeviceID) (*Voucher, error) {
 	v, err := ParseVoucher(req.Voucher, p.Factory)
 	switch {
 	case err != nil:
 		return nil, err
-	case now.After(v.Until):
-		return nil, refuse(ReasonVoucherExpired, "voucher %s ended on %s", v.ID, v.Until.Format(time.DateOnly))
 	case v.Device != "" && v.Device != device:
 		return nil, refuse(ReasonVoucherForeign, "voucher %s is for another device key", v.ID)
 	case v.SerialNumber != "" && req.SerialNumber != "" && v.SerialNumber != req.SerialNumber:
 		return nil, refuse(ReasonVoucherForeign, "voucher %s is for serial number %s, the box says %s", v.ID, v.SerialNumber, req.SerialNumber)
 	}
 	return v, nil
+}
+
+// notOver refuses a voucher that has ended, unless the device came with it before.
+func notOver(ctx context.Context, v *Voucher, device croft.DeviceID, reg Register, now time.Time) error {
+	if !now.After(v.Until) {
+		return nil
+	}
+	holder, err := reg.HolderOf(ctx, v.ID)
+	if err != nil {
+		return fmt.Errorf("look up voucher %s: %w", v.ID, err)
+	}
+	if holder != device {
+		return refuse(ReasonVoucherExpired, "voucher %s ended on %s", v.ID, v.Until.Format(time.DateOnly))
+	}
+	return nil
 }
 
 func bindListed(ctx context.Context, in *Admission, reg Register) error {

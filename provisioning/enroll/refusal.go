@@ -29,6 +29,7 @@ const (
 	ReasonVoucherUsed    Reason = "voucher_used"    // another device key came with it
 	ReasonSerialUnlisted Reason = "serial_unlisted" // no or an unexpected serial number, and the policy has a list
 	ReasonSerialTaken    Reason = "serial_taken"    // another device key came with it
+	ReasonTooMany        Reason = "too_many"        // the box was given many certificates today
 )
 
 // The reasons of the box.
@@ -60,6 +61,7 @@ var advice = map[Reason]struct {
 	ReasonVoucherUsed:    {croft.KindRefused, "ask the fleet's operator to free the voucher, or the factory for another"},
 	ReasonSerialUnlisted: {croft.KindRefused, "ask the fleet's operator to import the serial number of the box"},
 	ReasonSerialTaken:    {croft.KindRefused, "ask the fleet's operator to free the serial number"},
+	ReasonTooMany:        {croft.KindRefused, "wait a day, and see why the box keeps asking for certificates"},
 	ReasonServer:         {croft.KindRefused, "check the fleet's host and root certificate in the box's network file"},
 	ReasonServerExpired:  {croft.KindRefused, "check the clocks of the box and of the fleet"},
 	ReasonCertificate:    {croft.KindInvalid, ""},

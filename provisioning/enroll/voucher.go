@@ -135,11 +135,12 @@ func (v Voucher) payload() ([]byte, error) {
 	} else if _, err := croft.ParseDeviceID(p.Device); err != nil {
 		return nil, fmt.Errorf("write voucher: %w", err)
 	}
+	serial := CheckSerial(p.Serial)
 	switch {
 	case !voucherIDForm.MatchString(p.ID):
 		return nil, fmt.Errorf("write voucher: ID %.40q: want 26 characters of A-Z and 2-7", p.ID)
-	case p.Serial != "" && !serialForm.MatchString(p.Serial):
-		return nil, fmt.Errorf("write voucher: %w", badSerial(p.Serial))
+	case p.Serial != "" && serial != nil:
+		return nil, fmt.Errorf("write voucher: %w", serial)
 	case p.Until <= 0:
 		return nil, errors.New("write voucher: its end is missing")
 	}

@@ -44,6 +44,10 @@ func (r *register) Listed(_ context.Context, serial string) (bool, error) {
 	return r.listed[serial], r.broken
 }
 
+func (r *register) HolderOf(_ context.Context, id string) (croft.DeviceID, error) {
+	return r.vouchers[id], r.broken
+}
+
 func (r *register) BindVoucher(_ context.Context, id string, device croft.DeviceID) (croft.DeviceID, error) {
 	return bind(r.vouchers, id, device), r.broken
 }
@@ -294,6 +298,22 @@ func TestNothingIsUsedByTwoDevices(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestABoxThatWasLetInMayEnrolAgainYearsLater has its certificates revoked, or a
+// drawer, when its voucher is over: it has nothing else to come back with.
+func TestABoxThatWasLetInMayEnrolAgainYearsLater(t *testing.T) {
+	policy := enroll.Policy{FirstUse: enroll.FirstUseVoucher, Factory: publicOf(factory(1))}
+	v := sample()
+	v.Device = ""
+	req, reg := &enroll.Request{Voucher: sign(t, factory(1), v)}, newRegister()
+	must[*enroll.Admission](t)(policy.Admit(t.Context(), req, deviceA, reg, began))
+	years := v.Until.AddDate(5, 0, 0)
+	if in, err := policy.Admit(t.Context(), req, deviceA, reg, years); err != nil || !in.Proven {
+		t.Errorf("the box that it let in: %+v, %v", in, err)
+	}
+	_, err := policy.Admit(t.Context(), req, deviceB, reg, years)
+	wantReason(t, err, enroll.ReasonVoucherExpired)
 }
 
 func TestAdmitWithoutAnAnswerFromTheDatabase(t *testing.T) {

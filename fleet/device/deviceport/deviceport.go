@@ -98,8 +98,13 @@ func remoteAddr(r *http.Request) netip.Addr {
 	return at.Addr()
 }
 
+// patience is how long a request may take to arrive.
+const patience = 10 * time.Second
+
 func (p *Port) limited(handle func(*http.Request) (enroll.Reply, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
+		// Where it cannot be set, as in a test's recorder, the server's own counts.
+		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(patience))
 		if !p.allow(device.NetworkOf(p.cfg.Client(r))) {
 			p.cfg.Refused(reasonBusy)
 			w.Header().Set("Retry-After", fmt.Sprint(retrySeconds))

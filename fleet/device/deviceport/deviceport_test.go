@@ -10,6 +10,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -78,7 +79,9 @@ func newPort(t *testing.T, d *db.DB, policy enroll.Policy) *port {
 	go func() { done <- server.ServeTLS(l, "", "") }()
 	t.Cleanup(func() {
 		check(t, server.Close())
-		<-done
+		if err := <-done; !errors.Is(err, http.ErrServerClosed) {
+			t.Errorf("the port ended: %v", err)
+		}
 	})
 	p.url = "https://" + l.Addr().String()
 	return p
@@ -109,7 +112,8 @@ func (p *port) ask(t testing.TB, cert *tls.Certificate, path string, body any) (
 		method, raw = http.MethodPost, must(json.Marshal(b))(t)
 	}
 	req := must(http.NewRequestWithContext(t.Context(), method, p.url+path, bytes.NewReader(raw)))(t)
-	resp := must(client.Do(req))(t)
+	resp, err := client.Do(req)
+	check(t, err)
 	defer resp.Body.Close()
 	return resp.StatusCode, must(io.ReadAll(resp.Body))(t)
 }

@@ -75,7 +75,8 @@ func TestOf(t *testing.T) {
 				read(health.DiskUsed, 0.95)(c)
 				read(health.Throttled, 1)(c)
 			},
-			[]health.Code{health.ReadOnly, health.DiskFull, health.Hot, health.Throttling}, "can no longer be written", "",
+			[]health.Code{health.ReadOnly, health.DiskFull, health.Hot, health.Throttling},
+			"can no longer be written", "",
 		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -36,6 +36,7 @@ CREATE TABLE device_boxes (
   version BIGINT NOT NULL,          -- of what is desired
   delivered BIGINT NOT NULL,
   every_ms BIGINT NOT NULL,
+  events BIGINT NOT NULL,           -- in device_events, or fewer
   wanted TEXT NOT NULL,             -- release
   alerts TEXT NOT NULL
 );
@@ -83,9 +84,11 @@ CREATE INDEX device_certificates_end ON device_certificates (not_after);
 CREATE TABLE device_revocations (kind TEXT NOT NULL, id TEXT NOT NULL, until BIGINT NOT NULL, PRIMARY KEY (kind, id));
 
 CREATE TABLE device_vouchers (id TEXT PRIMARY KEY, device TEXT NOT NULL);
+CREATE INDEX device_vouchers_device ON device_vouchers (device);
 CREATE TABLE device_serials (
   serial TEXT PRIMARY KEY, voucher TEXT NOT NULL, sticker TEXT NOT NULL, device TEXT NOT NULL
 );
+CREATE INDEX device_serials_device ON device_serials (device);
 
 -- Claim secrets that were used. They never open a box again.
 CREATE TABLE device_spent (device TEXT NOT NULL, secret TEXT NOT NULL, PRIMARY KEY (device, secret));
@@ -115,5 +118,6 @@ CREATE TABLE device_log (
   PRIMARY KEY (device, n)
 );
 CREATE INDEX device_log_received ON device_log (received);
+CREATE INDEX device_log_at ON device_log (device, at);
 
 CREATE TABLE device_audit (id TEXT PRIMARY KEY, body TEXT NOT NULL);

@@ -1,5 +1,6 @@
-// Package ownership is whose a box is, and how that changes, as a table and pure
-// functions. Package device stores it and acts on it.
+// Package ownership is whose a box is, how that changes, and what shows that it is
+// somebody's ([Secret]), as a table and pure functions. Package device stores it and
+// acts on it.
 //
 //	claim, moves := claim.Settle(now)                       // what time did
 //	after, err := claim.Next(ownership.Start, account, "", now)
@@ -98,17 +99,21 @@ type MoveError struct {
 func (e *MoveError) Error() string { return fmt.Sprintf("box is %s, cannot %s", e.From, e.Move) }
 
 // Settle applies what time has done to a claim since it was stored, and says
-// what that was.
+// what that was. An end that is further away than twice its life was set by a clock
+// that was wrong, and is over.
 func (c Claim) Settle(now time.Time) (Claim, []Move) {
 	var done []Move
 	for _, timer := range []struct {
 		move Move
 		end  func(Claim) time.Time
+		life time.Duration
 	}{
-		{Expire, func(c Claim) time.Time { return c.Until }},
-		{Lapse, func(c Claim) time.Time { return c.OfferUntil }},
+		{Expire, func(c Claim) time.Time { return c.Until }, FailSafe},
+		{Lapse, func(c Claim) time.Time { return c.OfferUntil }, OfferLife},
 	} {
-		if end := timer.end(c); !end.IsZero() && !now.Before(end) && law[c.State][timer.move] != "" {
+		end := timer.end(c)
+		over := !end.IsZero() && (!now.Before(end) || end.Sub(now) > 2*timer.life)
+		if over && law[c.State][timer.move] != "" {
 			c = c.enter(law[c.State][timer.move])
 			done = append(done, timer.move)
 		}

@@ -114,6 +114,8 @@ func TestSettle(t *testing.T) {
 		{"an offer in time stays", ownership.Transferring, ownership.OfferLife - 1, ownership.Transferring},
 		{"an offer that lapsed leaves the seller", ownership.Transferring, ownership.OfferLife, ownership.Claimed},
 		{"buyer and offer end together", ownership.Accepting, ownership.OfferLife, ownership.Claimed},
+		{"an end set by a clock that was wrong is over", ownership.Claiming, -2 * ownership.FailSafe, ownership.Unclaimed},
+		{"one set by a clock that was ahead a little stays", ownership.Claiming, -ownership.FailSafe / 2, ownership.Claiming},
 		{"a claim is for good", ownership.Claimed, 100 * 365 * 24 * time.Hour, ownership.Claimed},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -9,6 +9,7 @@ CREATE TABLE job_jobs (
   deadline BIGINT NOT NULL,
   finished BIGINT NOT NULL,
   account TEXT NOT NULL,
+  staff BIGINT NOT NULL,     -- whether it was ordered as one of the staff
   idem TEXT NOT NULL,        -- idempotency key
   bulk TEXT NOT NULL,        -- the same for jobs ordered together
   version BIGINT NOT NULL,   -- of the newest status
@@ -16,7 +17,8 @@ CREATE TABLE job_jobs (
   results TEXT NOT NULL,
   cancel_until BIGINT NOT NULL, -- when the fleet stops waiting for the box to end it; 0: not canceled
   sent BIGINT NOT NULL,      -- whether the broker ever had it
-  delivered BIGINT NOT NULL  -- whether the broker has it as it is now
+  round BIGINT NOT NULL,     -- grows whenever the broker must be given it again
+  delivered BIGINT NOT NULL  -- the round that the broker has
 );
 CREATE INDEX job_jobs_device ON job_jobs (device, id);
 CREATE INDEX job_jobs_bulk ON job_jobs (bulk, id) WHERE bulk <> '';
@@ -25,7 +27,8 @@ CREATE INDEX job_jobs_pending ON job_jobs (device, id) WHERE finished = 0;
 CREATE INDEX job_jobs_deadline ON job_jobs (deadline) WHERE finished = 0;
 CREATE INDEX job_jobs_canceling ON job_jobs (cancel_until) WHERE finished = 0 AND cancel_until <> 0;
 CREATE INDEX job_jobs_finished ON job_jobs (finished) WHERE finished <> 0;
-CREATE INDEX job_jobs_undelivered ON job_jobs (id) WHERE delivered = 0;
+CREATE INDEX job_jobs_open ON job_jobs (id) WHERE finished = 0;
+CREATE INDEX job_jobs_undelivered ON job_jobs (id) WHERE delivered < round;
 
 -- What boxes said, once each.
 CREATE TABLE job_statuses (
