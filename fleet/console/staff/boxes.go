@@ -284,7 +284,7 @@ func (k *call) confirmed() (Bulk, device.Query, error) {
 }
 
 // kinds are the jobs that the console orders.
-var kinds = []fleetapi.JobKind{fleetapi.KindLocate, fleetapi.KindBundle, fleetapi.KindBenchmark, fleetapi.KindReboot}
+var kinds = []fleetapi.JobKind{fleetapi.KindLocate, fleetapi.KindBundle, fleetapi.KindReboot} // boxes of this release reject the benchmark
 
 func (s *Pages) kindWord(kind fleetapi.JobKind) string {
 	if key := "job." + string(kind); s.views.Has(key) {

@@ -82,12 +82,11 @@ type Bundles interface {
 
 // Status is how a replica of the service is.
 type Status struct {
-	Failing    map[string]string // parts that do not run now, and why
-	Connected  int               // boxes at the embedded broker
-	Queued     int               // messages that wait to be stored
-	Received   uint64            // messages since the start
-	Refused    uint64            // messages and connections since the start
-	Duplicates uint64            // messages that were stored before
+	Failing   map[string]string // parts that do not run now, and why
+	Connected int               // boxes at the embedded broker
+	Queued    int               // messages that wait to be stored
+	Received  uint64            // messages since the start
+	Refused   uint64            // messages and connections since the start
 }
 
 // Pages is the console of the staff. All methods may be called from any goroutine.
