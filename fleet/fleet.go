@@ -25,7 +25,8 @@
 //
 // kill -9 of a replica at any moment loses nothing that was acknowledged, as the parts
 // promise; a box finds another replica, or this one again. A part that fails is started
-// again and named by Health; if a port or the readings fail, Run ends.
+// again and named by Health; if a port or the readings fail, Run ends. With a clock that
+// cannot be right the fleet does not start, and stops when it is set to such a time.
 package fleet
 
 import (
@@ -107,7 +108,11 @@ type Config struct {
 	// Private are networks that webhooks may reach though they are not public.
 	Private []netip.Prefix
 
-	Series timeseries.Config // Dir and Log are set here
+	Series timeseries.Config // Dir, Log and TrustClock are set here
+
+	// TrustClock says that a person has checked this machine's clock. Otherwise the
+	// fleet does not start when it cannot be right.
+	TrustClock bool
 
 	ConnectRate float64      // connections of boxes a second; default as in ingest.Embedded
 	Log         *slog.Logger // nil discards
@@ -169,6 +174,9 @@ func (f *Fleet) open(ctx context.Context) (err error) {
 		return err
 	}
 	if err := f.db.Migrate(ctx, "fleet", own); err != nil {
+		return err
+	}
+	if err := checkClock(ctx, f.db, time.Now(), cfg.TrustClock); err != nil {
 		return err
 	}
 	v := &vault{db: f.db, keys: f.keys, log: cfg.Log}
@@ -244,6 +252,7 @@ func (f *Fleet) openPeople(ctx context.Context) (err error) {
 
 func (f *Fleet) openSeries(context.Context) (err error) {
 	cfg := f.cfg.Series
+	cfg.TrustClock = f.cfg.TrustClock
 	cfg.Dir, cfg.Log = filepath.Join(f.cfg.Dir, "readings"), f.log
 	if f.series, err = timeseries.New(cfg); err != nil {
 		return err

@@ -89,6 +89,7 @@ func (f *Fleet) Run(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, f.close()) }()
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return f.workers.Run(ctx) })
+	group.Go(func() error { return watchClock(ctx, f.db) })
 	group.Go(func() error { return f.ingest.Run(ctx) })
 	group.Go(func() error { return f.series.Run(ctx) })
 	group.Go(func() error { return f.serve(ctx, f.cfg.Web, f.cfg.WebTLS, f.web) })

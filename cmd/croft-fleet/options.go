@@ -53,6 +53,7 @@ type options struct {
 	remoteWrite          string
 	maxSeries            int
 	connectionsPerSecond float64
+	trustClock           bool
 }
 
 func (o *options) register(f *pflag.FlagSet) {
@@ -82,6 +83,7 @@ func (o *options) register(f *pflag.FlagSet) {
 	f.DurationVar(&o.longRetention, "long-retention", 0, "how long values of five minutes are kept (default 400 days)")
 	f.IntVar(&o.maxSeries, "max-series", 0, "time series of all boxes at once, 2 kB each (default 2,000,000)")
 	f.StringVar(&o.remoteWrite, "remote-write", "", "`URL` of a store that gets a copy of all readings, by Prometheus' protocol")
+	f.BoolVar(&o.trustClock, "trust-clock", false, "start although the clock is far from when the fleet last ran: somebody has checked it")
 	f.Float64Var(&o.connectionsPerSecond, "connect-rate", 0, "connections of boxes a second that are let in (default 100)")
 }
 
@@ -106,7 +108,7 @@ func (o *options) config(log *slog.Logger) (cfg fleet.Config, err error) {
 	}
 	cfg = fleet.Config{
 		Dir: o.dir, Origin: o.origin, Name: o.name, Database: o.database, Key: o.key, Blobs: o.blobs,
-		BrokerFiles: o.brokerFiles, Hosts: o.hosts, Brokers: o.tellBrokers, ConnectRate: o.connectionsPerSecond, Log: log,
+		BrokerFiles: o.brokerFiles, Hosts: o.hosts, Brokers: o.tellBrokers, ConnectRate: o.connectionsPerSecond, TrustClock: o.trustClock, Log: log,
 		Series: timeseries.Config{Retention: o.retention, LongRetention: o.longRetention, MaxSeries: o.maxSeries},
 	}
 	for _, read := range []func(*fleet.Config) error{o.networks, o.trust, o.mailer, o.providers, o.remote, func(cfg *fleet.Config) error { return o.tls(cfg, origin) }} {

@@ -18,3 +18,6 @@ CREATE TABLE fleet_wiped (
     before BIGINT NOT NULL, -- those older than this, in microseconds
     n      BIGINT NOT NULL  -- of the order; grows
 );
+
+-- When the fleet last ran, by a clock that was believed. One row.
+CREATE TABLE fleet_clock (one BIGINT PRIMARY KEY, at BIGINT NOT NULL);
