@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"maps"
 	"math"
 	"math/big"
 	"os"
@@ -12,12 +13,14 @@ import (
 	"strings"
 	"time"
 
+	"github.com/croft-cloud/croft/agent/bidding"
 	"github.com/croft-cloud/croft/agent/diary"
 	"github.com/croft-cloud/croft/agent/hosting"
 	"github.com/croft-cloud/croft/agent/journal"
 	"github.com/croft-cloud/croft/agent/lease"
 	"github.com/croft-cloud/croft/agent/offer"
 	"github.com/croft-cloud/croft/agent/ownerpage/letting"
+	"github.com/croft-cloud/croft/agent/sampling"
 	"github.com/croft-cloud/croft/chain/account"
 	"github.com/croft-cloud/croft/firmware/esp"
 	"github.com/croft-cloud/croft/firmware/perm"
@@ -129,11 +132,7 @@ func (a *Agent) hostingStatus(online bool) *letting.Report {
 	tenants := map[account.Address]bool{}
 	for _, l := range s.Leases {
 		tenants[l.ID.Owner] = true
-		month := letting.Coin{}
-		if b.Blocks > 0 {
-			month = letting.Coin{Denom: l.Price.Denom, Amount: whole(l.Price.Amount.Mul(b.Blocks).Int())}
-		}
-		h.Leases = append(h.Leases, letting.Lease{Since: l.Since, Room: hostedRoom(l.Room), Month: month, Use: useOf(s.Uses, lease.KeyOf(l.ID))})
+		h.Leases = append(h.Leases, letting.Lease{Since: l.Since, Room: hostedRoom(l.Room), Month: monthly(l, b.Blocks), Use: useOf(s.Uses, lease.KeyOf(l.ID))})
 	}
 	h.Tenants = len(tenants)
 	if p := b.Prices; p.Worth != nil {
@@ -150,6 +149,49 @@ func (a *Agent) hostingStatus(online bool) *letting.Report {
 	}
 	h.Events = a.hostingEvents(s)
 	return h
+}
+
+// monthly is what a lease pays in a month of so many blocks; nothing if they are not
+// known.
+func monthly(l bidding.Lease, blocks int64) letting.Coin {
+	if blocks <= 0 {
+		return letting.Coin{}
+	}
+	return letting.Coin{Denom: l.Price.Denom, Amount: whole(l.Price.Amount.Mul(blocks).Int())}
+}
+
+// earnings are what the box earns, for telemetry, by denom: of those it takes also when
+// it is nothing. Until it has asked the chain it may know of less than there was: nothing
+// is said then.
+func earnings(s hosting.Status) ([]sampling.Earning, error) {
+	b := s.Bidding
+	switch {
+	case s.Fault != "":
+		return nil, errors.New(s.Fault)
+	case !b.Surveyed:
+		return nil, nil
+	}
+	months := map[string]int64{}
+	for denom := range b.Prices.Worth {
+		months[denom] = 0
+	}
+	for denom := range b.Earned {
+		months[denom] = 0
+	}
+	for _, l := range s.Leases {
+		if month := monthly(l, b.Blocks); month.Denom != "" {
+			months[month.Denom] = offer.Sum(months[month.Denom], month.Amount)
+		}
+	}
+	var list []sampling.Earning
+	for _, denom := range slices.Sorted(maps.Keys(months)) {
+		e := sampling.Earning{Denom: denom, Paid: new(b.Earned[denom])}
+		if b.Blocks > 0 {
+			e.Month = new(months[denom])
+		}
+		list = append(list, e)
+	}
+	return list, nil
 }
 
 // useOf is what a lease was last seen to use.

@@ -7,11 +7,15 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/croft-cloud/croft/agent/bidding"
 	"github.com/croft-cloud/croft/agent/hosting"
 	"github.com/croft-cloud/croft/agent/lease"
 	"github.com/croft-cloud/croft/agent/offer"
 	"github.com/croft-cloud/croft/agent/ownerpage/letting"
+	"github.com/croft-cloud/croft/agent/sampling"
+	"github.com/croft-cloud/croft/chain/akash"
 	"github.com/croft-cloud/croft/firmware/bootlog"
 	"github.com/croft-cloud/croft/relay"
 )
@@ -86,6 +90,46 @@ func TestTheOwnerSeesWhatALeaseUses(t *testing.T) {
 	}
 	if got := useOf(uses, "l2"); got != (letting.Use{}) {
 		t.Errorf("of a lease that was not measured is known %+v", got)
+	}
+}
+
+func TestFleetIsToldNoMoreEarningsThanAreKnown(t *testing.T) {
+	lease := func(denom string, price int64) bidding.Lease {
+		return bidding.Lease{Price: akash.Price{Denom: denom, Amount: akash.NewDec(price)}}
+	}
+	known := func() hosting.Status {
+		return hosting.Status{
+			Leases: []bidding.Lease{lease("uact", 3), lease("uact", 4), lease("uold", 1)},
+			Bidding: bidding.Status{
+				Surveyed: true, Blocks: 1000, Earned: map[string]int64{"uact": 50, "uakt": 60},
+				Prices: offer.Policy{Worth: map[string]offer.Money{"uact": 1, "unew": 1}},
+			},
+		}
+	}
+	for _, tc := range []struct {
+		name   string
+		change func(*hosting.Status)
+		want   []sampling.Earning
+		fails  bool
+	}{
+		{"all is known", func(*hosting.Status) {}, []sampling.Earning{
+			{Denom: "uact", Paid: new(int64(50)), Month: new(int64(7000))}, {Denom: "uakt", Paid: new(int64(60)), Month: new(int64(0))},
+			{Denom: "unew", Paid: new(int64(0)), Month: new(int64(0))}, {Denom: "uold", Paid: new(int64(0)), Month: new(int64(1000))},
+		}, false},
+		{"how long a month is, is not known", func(s *hosting.Status) { s.Bidding.Blocks = 0 }, []sampling.Earning{
+			{Denom: "uact", Paid: new(int64(50))}, {Denom: "uakt", Paid: new(int64(60))}, {Denom: "unew", Paid: new(int64(0))},
+		}, false},
+		{"the chain was not asked yet", func(s *hosting.Status) { s.Bidding.Surveyed = false }, nil, false},
+		{"nothing works", func(s *hosting.Status) { s.Fault = "it is starting" }, nil, true},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			s := known()
+			tc.change(&s)
+			got, err := earnings(s)
+			if diff := cmp.Diff(tc.want, got); diff != "" || (err != nil) != tc.fails {
+				t.Errorf("%v, %s", err, diff)
+			}
+		})
 	}
 }
 

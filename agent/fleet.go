@@ -68,7 +68,7 @@ func (a *Agent) prepareFleet() {
 		cfg.Dir = filepath.Join(a.cfg.Perm, "croft", "fleet")
 	}
 	if a.hosting != nil {
-		cfg.Leases = leaseReadings{a.hosting}
+		cfg.Leases, cfg.Earnings = leaseReadings{a.hosting}, earningReadings{a.hosting}
 	}
 	if a.fleet, err = fleetlink.New(cfg); err != nil {
 		a.cfg.Log.Error("the box joins no fleet", "err", err)
@@ -118,6 +118,14 @@ func (l leaseReadings) LeaseUsage(ctx context.Context) ([]sampling.LeaseUsage, e
 		list[i] = sampling.LeaseUsage(u)
 	}
 	return list, err
+}
+
+// earningReadings are what the box earns, for telemetry.
+type earningReadings struct{ hosting *hosting.Hosting }
+
+// Earnings implements sampling.Earnings.
+func (e earningReadings) Earnings(context.Context) ([]sampling.Earning, error) {
+	return earnings(e.hosting.Status())
 }
 
 // renewClaimCode draws another code and shows it.

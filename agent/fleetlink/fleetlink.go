@@ -23,7 +23,8 @@
 // Readings, events, the agent's log and bundles. Taken out of logs and bundles:
 // claim code and words, vouchers, tokens, keys and certificates in PEM, passwords,
 // and whatever looks like one of them. Never put in: the values of the journal,
-// and of tenants more than the numbers of their leases.
+// and of tenants more than the numbers of their leases. What the box earns is among
+// the readings, in sums.
 //
 // # What survives what
 //
@@ -75,8 +76,9 @@ type Config struct {
 	Slot    croft.Slot
 	Built   time.Time // when the release was built
 
-	Facts  func() map[string]string // what the box found in itself; default: nothing
-	Leases sampling.Leases          // default: no readings of leases
+	Facts    func() map[string]string // what the box found in itself; default: nothing
+	Leases   sampling.Leases          // default: no readings of leases
+	Earnings sampling.Earnings        // default: no readings of what is earned
 
 	Code    claim.Code                 // required; the claim code that the box has
 	NewCode func() (claim.Code, error) // required; draws another, keeps it, and shows it from then on
@@ -163,7 +165,7 @@ func New(cfg Config) (*Link, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make fleet link: %w", err)
 	}
-	if l.sampler, err = sampling.New(sampling.Config{Root: cfg.Root, Leases: cfg.Leases, Clock: l.clock.Sample}); err != nil {
+	if l.sampler, err = sampling.New(sampling.Config{Root: cfg.Root, Leases: cfg.Leases, Earnings: cfg.Earnings, Clock: l.clock.Sample}); err != nil {
 		return nil, fmt.Errorf("make fleet link: %w", err)
 	}
 	l.line, err = uplink.New(uplink.Config{

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/croft-cloud/croft/agent/journal"
+	"github.com/croft-cloud/croft/agent/sampling"
 	"github.com/croft-cloud/croft/fleet/fleetapi"
 	"github.com/croft-cloud/croft/provisioning/claim"
 	"github.com/croft-cloud/croft/provisioning/enroll"
@@ -66,6 +67,28 @@ func TestBoxIsSeenClaimedGivenUpAndClaimableAgain(t *testing.T) {
 	}
 	if s := again.Status(); s.Claimed || s.Words != fleetapi.LabelValue(fresh.Facts, "claim_words") {
 		t.Errorf("a box that was given up: %+v", s)
+	}
+}
+
+// purse has coins.
+type purse struct{}
+
+func (purse) Earnings(context.Context) ([]sampling.Earning, error) {
+	return []sampling.Earning{{Denom: "uact", Paid: new(int64(3_210_000)), Month: new(int64(12_300_000))}}, nil
+}
+
+func TestFleetHearsWhatTheBoxEarns(t *testing.T) {
+	f := newFleet(t)
+	newBox(t, f, t.TempDir(), newKey(t), func(c *Config) { c.Earnings = purse{} }).start()
+	batch := find(f, anyOf[*fleetapi.Batch])
+	said := map[string]float64{}
+	for _, s := range batch.Series {
+		if fleetapi.LabelValue(s.Labels, "denom") == "uact" {
+			said[s.Name] = s.Values[0]
+		}
+	}
+	if len(said) != 2 || said["croft_earned_total"] != 3_210_000 || said["croft_income_month"] != 12_300_000 {
+		t.Errorf("the fleet hears %v", said)
 	}
 }
 

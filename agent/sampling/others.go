@@ -23,6 +23,23 @@ type LeaseUsage struct {
 	SentBytes     *float64 // since it began
 }
 
+// Earnings knows what the box earns. It is asked once a Read and answers, or gives up,
+// when ctx ends.
+type Earnings interface {
+	// Earnings returns one entry per denom; nothing earned is an entry too, once that is
+	// known. With an error it may return what it has.
+	Earnings(ctx context.Context) ([]Earning, error)
+}
+
+// Earning is what the box earns in coins of one denom, in base units. What is unknown is
+// nil. A reading holds amounts up to 2^53 exactly, nine billion coins; larger ones are
+// missed, never rounded.
+type Earning struct {
+	Denom string // as the chain names it; what is no good label in it becomes "_"
+	Paid  *int64 // to the box's account so far, by all leases ever
+	Month *int64 // what the leases that run pay in a month, at their prices
+}
+
 // GPUs knows how the GPUs do; cmd/croft-gpuprobe will be behind it. It is asked once a
 // Read and answers, or gives up, when ctx ends.
 type GPUs interface {
@@ -91,6 +108,34 @@ func (s *Sampler) readLeases(p *pass) {
 			{leaseNetworkBytes, u.SentBytes, []string{"out"}},
 		})
 	}
+}
+
+func (s *Sampler) readEarnings(p *pass) {
+	if s.cfg.Earnings == nil {
+		return
+	}
+	list, err := s.cfg.Earnings.Earnings(p.ctx)
+	if err != nil {
+		p.miss("the earnings", err)
+	}
+	for _, e := range list {
+		p.tell("denom", label(e.Denom), []told{
+			{earned, p.exact(earned, e.Paid), nil},
+			{incomeMonth, p.exact(incomeMonth, e.Month), nil},
+		})
+	}
+}
+
+// exact is an amount as a reading; nil if it is unknown, or no reading can hold it.
+func (p *pass) exact(m metric, amount *int64) *float64 {
+	if amount == nil {
+		return nil
+	}
+	if *amount > 1<<53 {
+		p.miss(table[m].Name, fmt.Errorf("%d base units are more than a reading can hold", *amount))
+		return nil
+	}
+	return new(float64(*amount))
 }
 
 func (s *Sampler) readGPUs(p *pass) {

@@ -1,5 +1,5 @@
 // Package sampling reads what the box can tell about itself: processors, memory,
-// disks, heat, links, clock, leases, GPUs and the agent's own needs.
+// disks, heat, links, clock, leases, earnings, GPUs and the agent's own needs.
 //
 //	s, err := sampling.New(sampling.Config{Leases: leases, GPUs: gpus})
 //	readings, at := s.Read(ctx) // each minute or faster
@@ -61,8 +61,9 @@ import (
 type Config struct {
 	Root     string                // where /proc and /sys lie; default "/"
 	Mounts   []string              // mount points whose space is read, while they are mounted; default /perm
-	Patience time.Duration         // how long a Read waits for hardware, leases and GPUs; default 2 s
+	Patience time.Duration         // how long a Read waits for hardware, leases, earnings and GPUs; default 2 s
 	Leases   Leases                // default: no readings of leases
+	Earnings Earnings              // default: no readings of what is earned
 	GPUs     GPUs                  // default: no readings of GPUs
 	Clock    func() (Clock, error) // who knows about the clock; default [KernelClock]
 }
@@ -133,6 +134,7 @@ func New(cfg Config) (*Sampler, error) {
 		{"network", readNetwork},
 		{"clock", s.readClock},
 		{"lease", s.readLeases},
+		{"earning", s.readEarnings},
 		{"gpu", s.readGPUs},
 		{"agent", readAgent},
 	} {

@@ -91,6 +91,21 @@ func (tenants) LeaseUsage(context.Context) ([]LeaseUsage, error) {
 	}, errors.New("lease l4 does not answer")
 }
 
+// purse has coins that all is known of, some that little is, and several that are wrong.
+type purse struct{}
+
+func (purse) Earnings(context.Context) ([]Earning, error) {
+	return []Earning{
+		{"uact", new(int64(1<<53 - 1)), new(int64(4_200_000))},
+		{"uakt", new(int64(0)), nil},
+		{"ibc/170C677610AC31DF", nil, new(int64(7))},
+		{"umax", new(int64(1 << 53)), new(int64(1<<53 + 1))},
+		{"uact", nil, new(int64(1))},
+		{"", new(int64(1)), nil},
+		{"uneg", new(int64(-1)), new(int64(-1))},
+	}, errors.New("the chain does not answer")
+}
+
 type cards struct{}
 
 func (cards) GPUs(context.Context) ([]GPU, error) {
@@ -158,7 +173,7 @@ var machines = []struct {
 	cfg  Config
 }{
 	{"build-vm", Config{}},
-	{"mini-pc", Config{Mounts: []string{"/perm", "/run/croft/esp", "/gone"}, Leases: tenants{}, GPUs: cards{}}},
+	{"mini-pc", Config{Mounts: []string{"/perm", "/run/croft/esp", "/gone"}, Leases: tenants{}, Earnings: purse{}, GPUs: cards{}}},
 	{"raspberry", Config{Clock: func() (Clock, error) { return Clock{}, nil }}},
 	{"broken", Config{Clock: func() (Clock, error) { return Clock{}, errors.New("no clock") }}},
 }
@@ -332,7 +347,7 @@ func TestAReadThatIsCancelledReturnsWhatThereIs(t *testing.T) {
 }
 
 func TestSamplersAreSharedSafely(t *testing.T) {
-	s := on(t, unpack(t, "mini-pc"), Config{Leases: tenants{}, GPUs: cards{}})
+	s := on(t, unpack(t, "mini-pc"), Config{Leases: tenants{}, Earnings: purse{}, GPUs: cards{}})
 	want, _ := s.Read(t.Context())
 	done := make(chan int)
 	for range 4 {

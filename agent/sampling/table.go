@@ -75,6 +75,8 @@ const (
 	leaseMemory
 	leaseDisk
 	leaseNetworkBytes
+	earned
+	incomeMonth
 	gpuBusy
 	gpuMemoryBusy
 	gpuMemory
@@ -166,6 +168,9 @@ var table = [metricCount]Metric{
 	leaseDisk:         {"croft_lease_disk_bytes", []string{"lease"}, "B", false, "Config.Leases", "Bytes in use on the lease's disk."},
 	leaseNetworkBytes: {"croft_lease_network_bytes_total", []string{"lease", "direction"}, "B", true, "Config.Leases", "Bytes to (in) and from (out) its replicas."},
 
+	earned:      {"croft_earned_total", []string{"denom"}, "base unit", true, "Config.Earnings", "Coins paid to the box's account so far, by all leases ever; falls when the box lost what it had written down."},
+	incomeMonth: {"croft_income_month", []string{"denom"}, "base unit", false, "Config.Earnings", "What the leases that run now pay in a month of the chain, at their prices."},
+
 	gpuBusy:             {"croft_gpu_busy_ratio", []string{"gpu"}, "1", false, "Config.GPUs", "Share of the last moments in which the GPU computed."},
 	gpuMemoryBusy:       {"croft_gpu_memory_busy_ratio", []string{"gpu"}, "1", false, "Config.GPUs", "Share of the last moments in which its memory was read or written."},
 	gpuMemory:           {"croft_gpu_memory_bytes", []string{"gpu", "kind"}, "B", false, "Config.GPUs", "total; used."},
@@ -182,7 +187,7 @@ var table = [metricCount]Metric{
 
 	agentCPUSeconds:        {"croft_agent_cpu_seconds_total", []string{"mode"}, "s", true, "/proc/self/stat", "Processor time of this program: user; system."},
 	agentMemory:            {"croft_agent_memory_bytes", []string{"kind"}, "B", false, "/proc/self/status, runtime/metrics", "resident, as the kernel counts; heap, live and not yet collected objects; runtime, all that Go holds."},
-	agentGoroutines:        {"croft_agent_goroutines", nil, "1", false, "runtime/metrics", "Goroutines, up to 15 that take these readings included."},
+	agentGoroutines:        {"croft_agent_goroutines", nil, "1", false, "runtime/metrics", "Goroutines, up to 16 that take these readings included."},
 	agentThreads:           {"croft_agent_threads", nil, "1", false, "/proc/self/status", "Threads of the kernel."},
 	agentOpenFiles:         {"croft_agent_open_files", nil, "1", false, "/proc/self/fd", "Open files and sockets, the one used to count them included."},
 	agentCollections:       {"croft_agent_gc_cycles_total", nil, "1", true, "runtime/metrics", "Garbage collections."},

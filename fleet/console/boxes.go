@@ -30,6 +30,7 @@ type card struct {
 	Tone  frame.Tone
 	Heat  string // empty: not known
 	Busy  string
+	Money []string // what it earned and earns, sentences; on pages of the owner's boxes
 }
 
 func (c *Console) card(box device.Box, exam frame.Exam) card {
@@ -65,6 +66,7 @@ func (c *Console) card(box device.Box, exam frame.Exam) card {
 
 type boxesPage struct {
 	Boxes []card
+	Money string // what all his boxes together earned and earn; empty: nothing to say
 	Next  string
 	First bool // page
 }
@@ -82,9 +84,28 @@ func (c *Console) boxes(w http.ResponseWriter, r *http.Request, p rights.Princip
 		return err
 	}
 	data := boxesPage{First: r.FormValue("cursor") == ""}
+	all := boxes
+	if data.First && next != "" {
+		if all, err = c.allOf(r.Context(), ownerOf(p)); err != nil {
+			return err
+		}
+	}
+	earned, err := c.earnings(r.Context(), all, time.Now())
+	if err != nil {
+		return err
+	}
+	if data.First && len(all) > 1 {
+		var sum earnings
+		for _, e := range earned {
+			sum.plus(e)
+		}
+		data.Money = c.earnedByAll(sum)
+	}
 	live := []string{"alert"}
 	for _, box := range boxes {
-		data.Boxes = append(data.Boxes, c.card(box, exams[box.ID]))
+		one := c.card(box, exams[box.ID])
+		one.Money = c.earned(earned[box.ID])
+		data.Boxes = append(data.Boxes, one)
 		live = append(live, device.Topic+":"+string(box.ID))
 	}
 	if next != "" {
@@ -141,7 +162,12 @@ func (c *Console) boxPage(w http.ResponseWriter, r *http.Request, p rights.Princ
 	if err != nil {
 		return err
 	}
+	earned, err := c.earnings(r.Context(), []device.Box{box}, time.Now())
+	if err != nil {
+		return err
+	}
 	data := boxPage{card: c.card(box, exams[box.ID]), Offered: box.Claim.State == ownership.Transferring || box.Claim.State == ownership.Accepting}
+	data.Money = c.earned(earned[box.ID])
 	if data.Programs, err = c.programs(r, box); err != nil {
 		return err
 	}

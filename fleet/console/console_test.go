@@ -13,12 +13,14 @@ import (
 
 	"github.com/pquerna/otp/totp"
 
+	"github.com/croft-cloud/croft"
 	"github.com/croft-cloud/croft/fleet/console"
 	"github.com/croft-cloud/croft/fleet/console/frame"
 	"github.com/croft-cloud/croft/fleet/device"
 	"github.com/croft-cloud/croft/fleet/device/ownership"
 	"github.com/croft-cloud/croft/fleet/fleetapi"
 	"github.com/croft-cloud/croft/fleet/job"
+	"github.com/croft-cloud/croft/fleet/timeseries"
 )
 
 const origin = "https://fleet.example.org"
@@ -150,6 +152,89 @@ func TestBoxPageSaysWhatTheBoxDoes(t *testing.T) {
 	}
 	if rec := ann.get(path + "/chart/none"); rec.Code != http.StatusNotFound {
 		t.Errorf("a chart that is not there: %d", rec.Code)
+	}
+}
+
+func TestOwnerSeesWhatHisBoxesEarn(t *testing.T) {
+	w := newWorld(t, origin)
+	ann, bob := w.owner(t, "ann@example.org"), w.owner(t, "bob@example.org")
+	first, second := w.own(t, ann.account(), 1), w.own(t, ann.account(), 2)
+	silent, fresh := w.own(t, ann.account(), 3), w.own(t, bob.account(), 4)
+	page := func(id croft.DeviceID) string { return "/boxes/" + string(id) }
+	if body := ann.want("/boxes"); strings.Contains(body, "earn") {
+		t.Errorf("of boxes that say nothing it is known what they earn: %s", body)
+	}
+	for _, id := range []croft.DeviceID{first, second, silent} {
+		w.age(t, id)
+	}
+	w.pay(t, first, "uact", 1_000_000, 4_214_999, 12_345_678)
+	w.pay(t, first, "uakt", 0, 500_000, 0)
+	w.pay(t, second, "uact", 5_000_000, 5_000_000, 2_000_000)
+	w.pay(t, fresh, "uact", 1_000_000, 1_000_000, 0)
+
+	const (
+		some = "Earned this month: about 3.21\u00a0ACT and 0.50\u00a0AKT. It earns about 12.30\u00a0ACT a month at present."
+		none = "Nothing was paid out this month yet. It earns about 2.00\u00a0ACT a month at present."
+	)
+	ann.want(page(first), some)
+	ann.want(page(second), none)
+	ann.want("/boxes", some, none, "Together your boxes earned about 3.21\u00a0ACT and 0.50\u00a0AKT this month, and earn about 14.30\u00a0ACT a month at present.")
+	if body := ann.want(page(silent)); strings.Contains(body, "this month") || strings.Contains(body, "at present") {
+		t.Errorf("what nobody knows is said: %s", body)
+	}
+	// Before the claim nothing was the owner's, and one box needs no sum.
+	for _, path := range []string{"/boxes", page(fresh)} {
+		if body := bob.want(path); strings.Contains(body, "Earned this month") || strings.Contains(body, "Together") {
+			t.Errorf("%s counts what was before: %s", path, body)
+		}
+	}
+	w.say(t, second, &fleetapi.State{Presence: fleetapi.Lost, Journal: 7, Epoch: 1})
+	if body := ann.want(page(second), "Nothing was paid out this month yet."); strings.Contains(body, "at present") {
+		t.Errorf("a box that is away earns: %s", body)
+	}
+	ann.want("/boxes", "earn about 12.30\u00a0ACT a month at present.")
+}
+
+func TestSumIsOverAllPagesOfBoxes(t *testing.T) {
+	w := newWorld(t, origin)
+	ann := w.owner(t, "ann@example.org")
+	for n := range 51 {
+		id := w.own(t, ann.account(), n)
+		w.age(t, id)
+		if n%10 == 0 {
+			w.pay(t, id, "uact", 0, 1_000_000, 2_000_000)
+		}
+	}
+	body := ann.want("/boxes", "Together your boxes earned about 6.00\u00a0ACT this month, and earn about 12.00\u00a0ACT a month at present.")
+	if next := regexpFind(t, `href="(/boxes\?cursor=[^"]+)"`, body); strings.Contains(ann.want(next), "Together") {
+		t.Error("the sum is on the second page too")
+	}
+}
+
+func TestMoneyIsCountedExactly(t *testing.T) {
+	for _, tc := range []struct {
+		name   string
+		values []float64
+		want   int64
+	}{
+		{"nothing is known", nil, 0},
+		{"it stood still", []float64{7, 7, 7}, 0},
+		{"it grew", []float64{1 << 52, 1<<52 + 1, 1<<52 + 5}, 5},
+		{"the box lost what it had written down", []float64{100, 110, 0, 3, 4}, 14},
+		{"some of it was written down anew at once", []float64{100, 40, 45}, 45},
+	} {
+		var points []timeseries.Point
+		for _, v := range tc.values {
+			points = append(points, timeseries.Point{Value: v})
+		}
+		if got := console.Gain(points); got != tc.want {
+			t.Errorf("%s: %v gains %d, want %d", tc.name, tc.values, got, tc.want)
+		}
+	}
+	for amount, want := range map[int64]int64{0: 0, 999: 999, 1239: 1230, 1_239_999: 1_230_000, 99_999_999: 99_900_000} {
+		if got := console.Rough(amount); got != want {
+			t.Errorf("%d is about %d, want %d", amount, got, want)
+		}
 	}
 }
 

@@ -1,7 +1,9 @@
 package console
 
-// For tests: what the pages are made of, and what charts show.
+// For tests: what the pages are made of, what charts show, and how money is counted.
 var (
-	Part = part
-	Span = span
+	Part  = part
+	Span  = span
+	Gain  = gain
+	Rough = rough
 )

@@ -251,6 +251,23 @@ func (w *world) measure(t testing.TB, id croft.DeviceID) {
 	}
 }
 
+// pay stores what a box says it earned: that it had been paid so much for most of a day,
+// has been paid more in this minute, and what its leases pay in a month.
+func (w *world) pay(t testing.TB, id croft.DeviceID, denom string, before, now, rate float64) {
+	t.Helper()
+	of, at := []timeseries.Label{{Name: "denom", Value: denom}}, time.Now().Add(-time.Second)
+	samples := []timeseries.Sample{
+		{Name: "croft_income_month", Labels: of, At: at, Value: rate},
+		{Name: "croft_earned_total", Labels: of, At: at, Value: now},
+	}
+	for ago := time.Minute; ago < 23*time.Hour; ago += 4 * time.Minute {
+		samples = append(samples, timeseries.Sample{Name: "croft_earned_total", Labels: of, At: at.Add(-ago), Value: before})
+	}
+	if n := must(w.series.Append(t.Context(), id, samples))(t); n != len(samples) {
+		t.Errorf("%d of %d samples were stored", n, len(samples))
+	}
+}
+
 // browser keeps cookies as browsers do.
 type browser struct {
 	*world
