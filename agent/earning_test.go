@@ -113,8 +113,10 @@ func TestFleetIsToldNoMoreEarningsThanAreKnown(t *testing.T) {
 		fails  bool
 	}{
 		{"all is known", func(*hosting.Status) {}, []sampling.Earning{
-			{Denom: "uact", Paid: new(int64(50)), Month: new(int64(7000))}, {Denom: "uakt", Paid: new(int64(60)), Month: new(int64(0))},
-			{Denom: "unew", Paid: new(int64(0)), Month: new(int64(0))}, {Denom: "uold", Paid: new(int64(0)), Month: new(int64(1000))},
+			{Denom: "uact", Paid: new(int64(50)), Month: new(int64(7000))},
+			{Denom: "uakt", Paid: new(int64(60)), Month: new(int64(0))},
+			{Denom: "unew", Paid: new(int64(0)), Month: new(int64(0))},
+			{Denom: "uold", Paid: new(int64(0)), Month: new(int64(1000))},
 		}, false},
 		{"how long a month is, is not known", func(s *hosting.Status) { s.Bidding.Blocks = 0 }, []sampling.Earning{
 			{Denom: "uact", Paid: new(int64(50))}, {Denom: "uakt", Paid: new(int64(60))}, {Denom: "unew", Paid: new(int64(0))},

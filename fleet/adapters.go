@@ -128,7 +128,8 @@ func (b alertBoxes) Boxes(ctx context.Context) (out []alert.Box, err error) {
 		rows, err := db.All(tx, func(scan db.Scan) (one struct {
 			device string
 			at     int64
-		}, err error) {
+		}, err error,
+		) {
 			err = scan(&one.device, &one.at)
 			return one, err
 		}, "SELECT device, at FROM fleet_broken_leases WHERE at > ?", db.Micros(time.Now().Add(-time.Hour)))

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/croft-cloud/croft"
 	"github.com/croft-cloud/croft/fleet"
@@ -69,7 +70,7 @@ func TestFleetKeepsItsAuthorityAndFirstAdmin(t *testing.T) {
 	if err != nil || !strings.HasPrefix(admin.Reveal(), cfg.Origin+"/") {
 		t.Fatalf("first admin signs up at %q, %v", admin.Reveal(), err)
 	}
-	answer, err := http.Get("http://" + cfg.Web.Addr().String() + "/healthz")
+	answer, err := (&http.Client{Timeout: time.Minute}).Get("http://" + cfg.Web.Addr().String() + "/healthz")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -197,7 +197,7 @@ func openAuthority(ctx context.Context, v *vault, name, rootKey string, hosts []
 	}
 	added, err := v.add(ctx, "authority", text)
 	if err != nil || !added {
-		os.Remove(own)
+		err = errors.Join(err, os.Remove(own))
 	} else {
 		err = os.Rename(own, rootKey)
 	}

@@ -122,7 +122,7 @@ func (f *Fleet) serve(ctx context.Context, l net.Listener, t *tls.Config, h http
 	if err := server.Shutdown(last); err != nil {
 		server.Close()
 	}
-	<-ended
+	_ = <-ended // always http.ErrServerClosed by now
 	return nil
 }
 
@@ -191,7 +191,7 @@ func (f *Fleet) serveHealth(w http.ResponseWriter, r *http.Request) {
 	for part := range h.Failing {
 		h.Failing[part] = "failing"
 	}
-	json.NewEncoder(w).Encode(h)
+	_ = json.NewEncoder(w).Encode(h) // whoever asked has gone
 }
 
 // JoinText is what boxes must be told of the fleet: the part "fleet" of network.json.

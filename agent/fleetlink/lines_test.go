@@ -39,14 +39,14 @@ func TestOldLinesGo(t *testing.T) {
 	log := slog.New(l.Handler(slog.DiscardHandler))
 	log.Info("first")
 	for range 3 * halfLines / 1000 {
-		log.Info(strings.Repeat("x", 1000))
+		log.Info("filler", "text", strings.Repeat("x", 1000))
 	}
 	log.Info("last")
 	got := kept(t, l)
 	if strings.Contains(got, "first") || !strings.HasSuffix(got, "msg=last\n") || len(got) > 2*halfLines || len(got) < halfLines || !strings.HasPrefix(got, "time=") {
 		t.Errorf("kept are %d bytes, %q…", len(got), got[:20])
 	}
-	log.Info(strings.Repeat("y", 3*halfLines))
+	log.Info("filler", "text", strings.Repeat("y", 3*halfLines))
 	if n := len(kept(t, l)); n > 2*halfLines {
 		t.Errorf("after an endless line %d bytes are kept", n)
 	}

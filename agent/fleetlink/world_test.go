@@ -14,6 +14,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"path/filepath"
@@ -186,9 +187,7 @@ func (f *fleet) want(p fleetapi.Payload) {
 	f.mu.Lock()
 	f.down = append(f.down, p)
 	boxes := make(map[net.Conn]string, len(f.boxes))
-	for conn, device := range f.boxes {
-		boxes[conn] = device
-	}
+	maps.Copy(boxes, f.boxes)
 	f.mu.Unlock()
 	for conn, device := range boxes {
 		f.publish(conn, device, p)

@@ -1,6 +1,5 @@
 //go:build integration
 
-//nolint:misspell // mosquitto is a broker
 package uplink
 
 import (

@@ -200,7 +200,10 @@ func (c *Console) boxPage(w http.ResponseWriter, r *http.Request, p rights.Princ
 func (c *Console) facts(box device.Box) []fact {
 	var out []fact
 	for _, one := range []fact{
-		{"facts.short", box.ID.ShortName()}, {"facts.serial", box.Serial}, {"facts.board", box.Board}, {"facts.cpu", box.Facts["cpu_model"]},
+		{"facts.short", box.ID.ShortName()},
+		{"facts.serial", box.Serial},
+		{"facts.board", box.Board},
+		{"facts.cpu", box.Facts["cpu_model"]},
 		{"facts.release", string(box.Release)},
 	} {
 		if one.Value != "" {

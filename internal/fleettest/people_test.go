@@ -120,7 +120,7 @@ func (p *person) do(method, path string, fields map[string]string, into any) {
 	for name, value := range p.cookies {
 		r.AddCookie(&http.Cookie{Name: name, Value: value})
 	}
-	answer, err := http.DefaultClient.Do(r)
+	answer, err := client.Do(r)
 	if err != nil {
 		p.t.Fatal(err)
 	}

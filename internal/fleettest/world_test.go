@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"sync"
@@ -24,6 +25,9 @@ import (
 const patience = time.Minute
 
 var program string // croft-fleet
+
+// client asks the fleet.
+var client = &http.Client{Timeout: patience}
 
 func TestMain(m *testing.M) {
 	os.Exit(func() int {
@@ -83,7 +87,9 @@ func newWorld(t *testing.T, replicas int) *world {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() {
-			f.Stop()
+			if err := f.Stop(); err != nil {
+				t.Error(err)
+			}
 			if t.Failed() {
 				t.Logf("replica %d said:\n%s", i, tail(f.Log()))
 			}
@@ -215,7 +221,7 @@ func (d *door) carry(from net.Conn) {
 	}
 	defer to.Close()
 	var both sync.WaitGroup
-	both.Go(func() { io.Copy(to, from); to.Close(); from.Close() })
-	both.Go(func() { io.Copy(from, to); to.Close(); from.Close() })
+	both.Go(func() { _, _ = io.Copy(to, from); to.Close(); from.Close() }) // it ends with the connection
+	both.Go(func() { _, _ = io.Copy(from, to); to.Close(); from.Close() })
 	both.Wait()
 }

@@ -2,6 +2,7 @@ package simbox
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net"
 	"os"
@@ -129,7 +130,7 @@ func (p *pipe) read(b []byte) (int, error) {
 		p.ready.Wait()
 	}
 	switch {
-	case p.err == net.ErrClosed:
+	case errors.Is(p.err, net.ErrClosed):
 		return 0, p.err
 	case p.late:
 		return 0, os.ErrDeadlineExceeded
@@ -157,7 +158,7 @@ func (p *pipe) write(b []byte) (int, error) {
 func (p *pipe) close(err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.err == nil || err == net.ErrClosed {
+	if p.err == nil || errors.Is(err, net.ErrClosed) {
 		p.err = err
 	}
 	if p.timer != nil {

@@ -216,7 +216,7 @@ func (l *Line) readOne() (packet, error) {
 	}
 	if err != nil {
 		// Half a packet has come: whatever the error, this is no time to wait on.
-		return packet{}, fmt.Errorf("hear broker: packet is cut off: %v", err)
+		return packet{}, fmt.Errorf("hear broker: packet is cut off: %w", err)
 	}
 	return p, nil
 }

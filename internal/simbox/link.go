@@ -82,6 +82,7 @@ func (l *Link) Dial(ctx context.Context, network, address string) (net.Conn, err
 		state, calm := l.state, l.calm
 		l.mu.Unlock()
 		switch state {
+		case whole:
 		case cut:
 			return nil, &net.OpError{Op: "dial", Net: network, Err: os.NewSyscallError("connect", syscall.ENETUNREACH)}
 		case silent:

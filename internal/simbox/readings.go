@@ -320,9 +320,12 @@ func figures() []figure {
 		idle, loaded float64
 		step         float64
 	}{
-		{"croft_disk_reads_total", 2, 60, 1}, {"croft_disk_writes_total", 5, 90, 1},
-		{"croft_disk_read_bytes_total", 32e3, 3e6, 512}, {"croft_disk_written_bytes_total", 90e3, 5e6, 512},
-		{"croft_disk_read_seconds_total", 0.0002, 0.02, 0.001}, {"croft_disk_write_seconds_total", 0.001, 0.08, 0.001},
+		{"croft_disk_reads_total", 2, 60, 1},
+		{"croft_disk_writes_total", 5, 90, 1},
+		{"croft_disk_read_bytes_total", 32e3, 3e6, 512},
+		{"croft_disk_written_bytes_total", 90e3, 5e6, 512},
+		{"croft_disk_read_seconds_total", 0.0002, 0.02, 0.001},
+		{"croft_disk_write_seconds_total", 0.001, 0.08, 0.001},
 		{"croft_disk_busy_seconds_total", 0.001, 0.07, 0.001},
 	} {
 		all = append(all, figure{f.name, "nvme0n1", grows(f.idle, f.loaded, f.step)})

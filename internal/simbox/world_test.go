@@ -239,8 +239,7 @@ func (s sink) hear(p fleetapi.Payload) error {
 	if s.w.fail != nil {
 		return s.w.fail
 	}
-	switch p.Subject() {
-	case fleetapi.SubjectEvent, fleetapi.SubjectStatus:
+	if subject := p.Subject(); subject == fleetapi.SubjectEvent || subject == fleetapi.SubjectStatus {
 		s.w.numbered = append(s.w.numbered, p)
 	}
 	return nil

@@ -92,12 +92,15 @@ func (f *fleet) store(ctx context.Context, id croft.DeviceID, p fleetapi.Payload
 func (f *fleet) Hello(ctx context.Context, id croft.DeviceID, m *fleetapi.Hello) error {
 	return f.store(ctx, id, m)
 }
+
 func (f *fleet) State(ctx context.Context, id croft.DeviceID, m *fleetapi.State) error {
 	return f.store(ctx, id, m)
 }
+
 func (f *fleet) Event(ctx context.Context, id croft.DeviceID, m *fleetapi.Event) error {
 	return f.store(ctx, id, m)
 }
+
 func (f *fleet) LogLines(ctx context.Context, id croft.DeviceID, m *fleetapi.LogLines) error {
 	return f.store(ctx, id, m)
 }
@@ -237,8 +240,8 @@ func TestBoxesComeAndLeave(t *testing.T) {
 	}
 
 	simulate(t, "enrolled 40  connected 40", args...)
-	again := strings.Split(strings.TrimSpace(string(must(os.ReadFile(codes))(t))), "\n")
-	for _, line := range again {
+	again := strings.SplitSeq(strings.TrimSpace(string(must(os.ReadFile(codes))(t))), "\n")
+	for line := range again {
 		if !strings.Contains(first, line) {
 			t.Errorf("the second run has another box: %s", line)
 		}

@@ -139,8 +139,7 @@ func (f *Frame) Failed(w http.ResponseWriter, r *http.Request, status int, err e
 		}
 	}
 	text := Sentence(err)
-	var soon *auth.TooSoonError
-	if errors.As(err, &soon) {
+	if soon, ok := errors.AsType[*auth.TooSoonError](err); ok {
 		text = f.own.Say("error.soon", f.own.Ago(soon.Until))
 	}
 	if form && back != "" && text != "" && status < 500 && status != http.StatusRequestEntityTooLarge {

@@ -68,9 +68,8 @@ func (f *Frame) said(w http.ResponseWriter, r *http.Request) *Said {
 // Sentence is an error as people read it: what went wrong and what to do. Of errors
 // that nobody wrote for people it is empty.
 func Sentence(err error) string {
-	var e *croft.Error
 	var text string
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[*croft.Error](err); ok {
 		text = begin(e.Err.Error())
 		if e.Remedy != "" {
 			text += " " + begin(e.Remedy)

@@ -155,7 +155,7 @@ func (f *Frame) serveLive(w http.ResponseWriter, r *http.Request, p rights.Princ
 	}
 	page := &livePage{p.Account, map[string][]string{}, make(chan struct{}, 1)}
 	all := map[string]bool{}
-	for _, watch := range strings.Fields(text) {
+	for watch := range strings.FieldsSeq(text) {
 		topic, id, one := strings.Cut(watch, ":")
 		page.watches[topic] = append(page.watches[topic], id)
 		all[topic] = all[topic] || !one
@@ -174,7 +174,7 @@ func (f *Frame) serveLive(w http.ResponseWriter, r *http.Request, p rights.Princ
 	_ = control.SetWriteDeadline(time.Now().Add(liveLife + time.Minute)) // the server's own would end it; without one it is not needed
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.Header().Set("X-Accel-Buffering", "no")
-	fmt.Fprint(w, "retry: 3000\n\n")
+	_, _ = fmt.Fprint(w, "retry: 3000\n\n")
 	beat, end := time.NewTicker(liveBeat), time.NewTimer(liveLife)
 	defer beat.Stop()
 	defer end.Stop()
@@ -190,9 +190,9 @@ func (f *Frame) serveLive(w http.ResponseWriter, r *http.Request, p rights.Princ
 		case <-end.C:
 			return nil
 		case <-beat.C:
-			fmt.Fprint(w, ": \n\n")
+			_, _ = fmt.Fprint(w, ": \n\n")
 		case <-page.changed:
-			fmt.Fprint(w, "event: changed\ndata: \n\n")
+			_, _ = fmt.Fprint(w, "event: changed\ndata: \n\n")
 			if control.Flush() != nil {
 				return nil
 			}

@@ -233,6 +233,8 @@
   localize(document);
   drawAll();
   setInterval(() => !document.hidden && drawAll(), 60e3);
+  // A box that was just claimed has its first readings within moments.
+  setInterval(() => !document.hidden && each("[data-chart].blank", document, draw), 10e3);
   scanned();
   live();
 })();

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -32,7 +33,7 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	ctx, cancel := context.WithTimeout(ctx, *patience)
-	err := claim(ctx, flag.Arg(0), *pictures)
+	err := claim(ctx, flag.Arg(0), *pictures, os.Stdout)
 	cancel()
 	stop()
 	if err != nil {
@@ -48,7 +49,7 @@ type step struct {
 	awaits string // CSS selector of what is visible then
 }
 
-func claim(ctx context.Context, url, pictures string) error {
+func claim(ctx context.Context, url, pictures string, out io.Writer) error {
 	// As root Chromium's own sandbox cannot be; it opens our pages only.
 	options := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.NoSandbox)
 	ctx, end := chromedp.NewExecAllocator(ctx, options...)
@@ -75,7 +76,7 @@ func claim(ctx context.Context, url, pictures string) error {
 		begin := time.Now()
 		err := chromedp.Run(ctx, s.do, chromedp.WaitVisible(s.awaits))
 		if err == nil {
-			fmt.Printf("%-22s %5.1f s\n", s.what, time.Since(begin).Seconds())
+			_, err = fmt.Fprintf(out, "%-22s %5.1f s\n", s.what, time.Since(begin).Seconds())
 		}
 		if pictures != "" {
 			err = errors.Join(err, picture(ctx, filepath.Join(pictures, fmt.Sprintf("owner-%d.png", i+1))))
