@@ -122,7 +122,9 @@ func (f *Fleet) serve(ctx context.Context, l net.Listener, t *tls.Config, h http
 	if err := server.Shutdown(last); err != nil {
 		server.Close()
 	}
-	_ = <-ended // always http.ErrServerClosed by now
+	if err := <-ended; !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve %s: %w", l.Addr(), err)
+	}
 	return nil
 }
 

@@ -44,7 +44,7 @@ func TestLink(t *testing.T) {
 }
 
 func TestNamesBelowLocalhostAreThisMachine(t *testing.T) {
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, r.Host) }))
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, r.Host) }))
 	defer server.Close()
 	o := inNetwork(t, server.Listener.Addr().String())
 	visitor, err := o.Visitor()
