@@ -36,7 +36,8 @@
 // A [Receiver] of the staff is told of each alert of its severity and selector; the
 // owner of a box of each whose rule has a sentence for owners, in plain words, at
 // his e-mail address, outside his quiet hours. News for one receiver that come
-// within seconds are one message, and further ones wait for five minutes. A
+// within seconds are one message, and further ones wait for five minutes, unless
+// one message could not hold all. A
 // [Silence] holds back what it matches while it lasts. Who was told that an alert
 // fires is told that it ended.
 //
@@ -47,7 +48,8 @@
 //     transaction, before anybody is told. So no alert is lost, and none is told
 //     twice to one receiver.
 //   - A receiver that is away: its messages are tried again for a day, in order,
-//     and hold up no other receiver. Then [Message] says that it failed.
+//     and hold up no other receiver of the staff. Then [Message] says that it failed.
+//     Owners' mails are sent a few at a time, after those to the staff.
 //   - A receiver that took a message, and the fleet did not learn it: it gets the
 //     same message once more, with the same id and the same body.
 //   - Rules, silences and receivers changed while they are used: what follows goes
@@ -56,6 +58,7 @@
 package alert
 
 import (
+	"cmp"
 	"context"
 	"embed"
 	"errors"
@@ -180,16 +183,16 @@ type Config struct {
 type Store struct {
 	cfg  Config
 	db   *db.DB
-	seal sealer
+	seal notice.Sealer
 	hook *notice.Poster
 
-	mu   sync.Mutex
-	busy map[string]bool // guarded by mu; messages that are being sent
-	wg   sync.WaitGroup  // those who send
-	slot chan struct{}   // one for each that sends
+	mu      sync.Mutex
+	busy    map[string]bool // guarded by mu; messages that are being sent, or in turn for it
+	senders int             // guarded by mu; how many send to owners
+	wg      sync.WaitGroup  // those who send
 }
 
-const parallelSends = 16
+const parallelSends = 16 // to owners
 
 // New brings the tables up to date.
 func New(ctx context.Context, cfg Config) (*Store, error) {
@@ -199,27 +202,14 @@ func New(ctx context.Context, cfg Config) (*Store, error) {
 	if cfg.Interval < 0 || cfg.GroupWait < 0 || cfg.GroupInterval < 0 {
 		return nil, errors.New("open alerts: a time is below zero")
 	}
-	seal, err := newSealer(cfg.Key)
+	seal, err := notice.NewSealer(cfg.Key)
 	if err != nil {
 		return nil, fmt.Errorf("open alerts: %w", err)
 	}
-	for _, d := range []struct {
-		to      *time.Duration
-		without time.Duration
-	}{{&cfg.Interval, 30 * time.Second}, {&cfg.GroupWait, 30 * time.Second}, {&cfg.GroupInterval, 5 * time.Minute}} {
-		if *d.to == 0 {
-			*d.to = d.without
-		}
-	}
-	if cfg.Name == "" {
-		cfg.Name = "Croft"
-	}
-	if cfg.Alive == "" {
-		cfg.Alive = "group by (device) (croft_uptime_seconds)"
-	}
-	if cfg.Log == nil {
-		cfg.Log = slog.New(slog.DiscardHandler)
-	}
+	cfg.Interval, cfg.GroupWait = cmp.Or(cfg.Interval, 30*time.Second), cmp.Or(cfg.GroupWait, 30*time.Second)
+	cfg.GroupInterval = cmp.Or(cfg.GroupInterval, 5*time.Minute)
+	cfg.Name, cfg.Alive = cmp.Or(cfg.Name, "Croft"), cmp.Or(cfg.Alive, "group by (device) (croft_uptime_seconds)")
+	cfg.Log = cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))
 	files, err := fs.Sub(migrations, "migrations")
 	if err != nil {
 		return nil, fmt.Errorf("open alerts: %w", err)
@@ -229,7 +219,7 @@ func New(ctx context.Context, cfg Config) (*Store, error) {
 	}
 	return &Store{
 		cfg: cfg, db: cfg.DB, seal: seal, hook: notice.NewPoster(cfg.AllowPrivate),
-		busy: map[string]bool{}, slot: make(chan struct{}, parallelSends),
+		busy: map[string]bool{},
 	}, nil
 }
 
@@ -274,7 +264,8 @@ func (s *Store) sweep(ctx context.Context) error {
 			sql    string
 			before int64
 		}{
-			{"DELETE FROM alert_outbox WHERE message <> '' AND alert IN (SELECT id FROM alert_alerts WHERE ended <> 0 AND ended < ?)", alerts},
+			// It says who is to be told of the end, and what a message was made of: past both nobody asks.
+			{"DELETE FROM alert_outbox WHERE message <> '' AND alert IN (SELECT id FROM alert_alerts WHERE ended <> 0 AND ended < ?)", messages},
 			{"DELETE FROM alert_alerts WHERE ended <> 0 AND ended < ?", alerts},
 			{"DELETE FROM alert_silences WHERE until < ?", alerts},
 			{"DELETE FROM alert_messages WHERE done <> 0 AND done < ?", messages},

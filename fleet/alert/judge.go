@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -14,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/croft-cloud/croft"
+	"github.com/croft-cloud/croft/fleet/alert/batch"
 	"github.com/croft-cloud/croft/fleet/alert/notice"
 	"github.com/croft-cloud/croft/fleet/db"
 	"github.com/croft-cloud/croft/fleet/fleetapi"
@@ -50,7 +50,7 @@ func (s *Store) judge(ctx context.Context) error {
 		s.cfg.Log.Warn("alert rule cannot be judged", "rule", rule, "error", why)
 	}
 	return s.db.Write(ctx, func(tx *db.Tx) error {
-		t := &turn{Tx: tx, look: l, interval: s.cfg.Interval}
+		t := &turn{Tx: tx, look: l, interval: s.cfg.Interval, late: newLate(tx)}
 		return t.settle()
 	})
 }
@@ -170,6 +170,8 @@ type turn struct {
 	last  map[string]judgement
 	held  map[string]map[croft.DeviceID]bool // by rule: boxes whose group is told instead
 	news  bool
+
+	late *late // what is to be written
 }
 
 // settle moves every item by what was found, and hands out what is to be told.
@@ -183,9 +185,7 @@ func (t *turn) settle() error {
 	}
 	for _, rule := range slices.Sorted(maps.Keys(t.items)) {
 		if !known[rule] {
-			if err := t.end(rule); err != nil {
-				return err
-			}
+			t.end(rule)
 		}
 	}
 	for _, group := range []bool{false, true} { // groups count what single ones came to
@@ -205,12 +205,10 @@ func (t *turn) settle() error {
 			}
 		}
 	}
-	if err := t.note(); err != nil {
-		return err
-	}
-	t.hold()
-	if err := t.announce(); err != nil {
-		return err
+	for _, do := range []func() error{t.flush, t.note, t.announce, t.flush} { // announce reads what the first one writes
+		if err := do(); err != nil {
+			return err
+		}
 	}
 	if t.news {
 		t.Notify(Topic, "")
@@ -308,7 +306,7 @@ func (t *turn) single(r Rule) error {
 	}
 	for _, target := range slices.Sorted(maps.Keys(targets)) {
 		v, number := t.at(r, croft.DeviceID(target))
-		f := found{verdict: v, value: number3(number), number: number}
+		f := found{verdict: v, value: notice.Number(number), number: number}
 		if owner, firing := owners[target]; firing && v != gone && t.boxes[croft.DeviceID(target)].Owner != owner {
 			f.verdict = gone // it begins anew for the new owner
 		}
@@ -440,26 +438,22 @@ func (t *turn) move(r Rule, target string, f found) error {
 		}
 	case resolves:
 		next.alert = ""
-		if err := t.resolve(old.alert, t.reason(r, target, f.verdict)); err != nil {
-			return err
-		}
+		t.resolve(old.alert, t.reason(r, target, f.verdict))
+	case stays:
 	}
 	t.put(next)
-	return t.store(old, next)
+	t.store(old, next)
+	return nil
 }
 
-func (t *turn) store(old, next item) error {
-	var err error
+func (t *turn) store(old, next item) {
 	switch {
 	case next == old:
 	case next.state == "":
-		_, err = t.Exec("DELETE FROM alert_items WHERE rule = ? AND target = ?", next.rule, next.target)
+		t.late.calm[next.rule] = append(t.late.calm[next.rule], next.target)
 	default:
-		_, err = t.Exec(`INSERT INTO alert_items (rule, target, state, since, clear, alert, ended, flaps) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
-			ON CONFLICT (rule, target) DO UPDATE SET state = excluded.state, since = excluded.since, clear = excluded.clear, alert = excluded.alert, ended = excluded.ended, flaps = excluded.flaps`,
-			next.rule, next.target, string(next.state), db.Micros(next.since), db.Micros(next.clear), next.alert, db.Micros(next.ended), next.flaps)
+		t.late.items.Add(next.rule, next.target, string(next.state), db.Micros(next.since), db.Micros(next.clear), next.alert, db.Micros(next.ended), next.flaps)
 	}
-	return err
 }
 
 // Why an alert ended.
@@ -487,19 +481,14 @@ func (t *turn) reason(r Rule, target string, v verdict) string {
 }
 
 // end ends all of a rule that is gone or off.
-func (t *turn) end(rule string) error {
+func (t *turn) end(rule string) {
 	for _, old := range t.items[rule] {
 		if old.state == Firing {
-			if err := t.resolve(old.alert, reasonRule); err != nil {
-				return err
-			}
+			t.resolve(old.alert, reasonRule)
 		}
-		if err := t.store(old, item{rule: old.rule, target: old.target}); err != nil {
-			return err
-		}
+		t.store(old, item{rule: old.rule, target: old.target})
 	}
 	delete(t.items, rule)
-	return nil
 }
 
 // fire writes an alert down. Nobody is told here.
@@ -523,7 +512,7 @@ func (t *turn) fire(r Rule, i item, f found) error {
 		words["box"], words["device"] = cmp.Or(box.Name, "A box"), string(box.ID)
 	}
 	a.Labels["rule"], a.Labels["severity"] = r.ID, string(r.Severity)
-	a.Sentence, a.advice = fill(r.Sentence, words), fill(r.Owner, words)
+	a.Sentence, a.advice = notice.Fill(r.Sentence, words), notice.Fill(r.Owner, words)
 	labels, err := json.Marshal(a.Labels)
 	if err != nil {
 		return fmt.Errorf("write alert: %w", err)
@@ -532,55 +521,65 @@ func (t *turn) fire(r Rule, i item, f found) error {
 	if err != nil {
 		return fmt.Errorf("write alert: %w", err)
 	}
-	_, err = t.Exec(`INSERT INTO alert_alerts (id, rule, name, severity, target, device, box, owner, labels, members, sentence, advice, value, since, fired, ended, reason, told, withheld, acked, acked_by, note)
-		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, '', 0, '', 0, '', '')`,
-		a.ID, a.Rule, a.Name, string(a.Severity), a.Target, string(a.Device), a.Box, a.Owner, string(labels), string(members),
-		a.Sentence, a.advice, a.Value, db.Micros(a.Since), db.Micros(a.Fired))
-	return err
+	t.late.alerts.Add(a.ID, a.Rule, a.Name, string(a.Severity), a.Target, string(a.Device), a.Box, a.Owner, string(labels), string(members),
+		a.Sentence, a.advice, a.Value, db.Micros(a.Since), db.Micros(a.Fired), 0, "", 0, "", 0, "", "")
+	return nil
 }
 
-// resolve ends an alert, and tells who was told that it fired.
-func (t *turn) resolve(id, reason string) error {
+// resolve ends an alert.
+func (t *turn) resolve(id, reason string) {
 	t.news = true
-	if _, err := t.Exec("UPDATE alert_alerts SET ended = ?, reason = ?, withheld = '' WHERE id = ?", db.Micros(t.now), reason, id); err != nil {
-		return err
-	}
-	type sent struct{ receiver, body string }
-	told, err := db.All(t.Tx, func(scan db.Scan) (s sent, err error) { return s, scan(&s.receiver, &s.body) },
-		"SELECT receiver, body FROM alert_outbox WHERE alert = ? AND news = ?", id, string(notice.Firing))
+	t.late.over[reason] = append(t.late.over[reason], id)
+}
+
+// tellEnd tells who was told that these alerts fire that they ended.
+func (t *turn) tellEnd(reason string, ids []any) error {
+	type sent struct{ receiver, alert, body string }
+	told, err := db.All(t.Tx, func(scan db.Scan) (s sent, err error) { return s, scan(&s.receiver, &s.alert, &s.body) },
+		"SELECT receiver, alert, body FROM alert_outbox WHERE news = ? AND alert IN ("+batch.Marks(len(ids))+")", append([]any{string(notice.Firing)}, ids...)...)
 	if err != nil {
 		return err
 	}
+	ends := map[string]string{} // one text for all of the staff
 	for _, s := range told {
+		owner, his := strings.CutPrefix(s.receiver, ownerPrefix)
+		if end, ok := ends[s.body]; ok && !his {
+			t.late.outbox.Add(s.receiver, s.alert, string(notice.Resolved), db.Micros(t.now), end, "")
+			continue
+		}
 		var n notice.News
 		if err := json.Unmarshal([]byte(s.body), &n); err != nil {
-			return fmt.Errorf("read what was told of %s: %w", id, err)
+			return fmt.Errorf("read what was told of %s: %w", s.alert, err)
 		}
-		if owner, ok := strings.CutPrefix(s.receiver, ownerPrefix); ok && !slices.ContainsFunc(n.Devices, func(id croft.DeviceID) bool { return t.boxes[id].Owner == owner }) {
+		if his && !slices.ContainsFunc(n.Devices, func(id croft.DeviceID) bool { return t.boxes[id].Owner == owner }) {
 			continue // the box is another's now
 		}
 		n.State, n.Ended, n.Reason = notice.Resolved, fleetapi.StampOf(t.now), reason
-		if err := t.queue(s.receiver, n); err != nil {
+		end, err := t.queue(n, s.receiver)
+		if err != nil {
 			return err
 		}
+		ends[s.body] = end
 	}
 	return nil
 }
 
-// queue puts news into the outbox, once.
-func (t *turn) queue(receiver string, n notice.News) error {
+// queue puts news into the outbox of receivers, once, and returns its text.
+func (t *turn) queue(n notice.News, receivers ...string) (string, error) {
 	body, err := json.Marshal(n)
 	if err != nil {
-		return fmt.Errorf("write news: %w", err)
+		return "", fmt.Errorf("write news: %w", err)
 	}
-	_, err = t.Exec("INSERT INTO alert_outbox (receiver, alert, news, at, body, message) VALUES (?, ?, ?, ?, ?, '') ON CONFLICT (receiver, alert, news) DO NOTHING",
-		receiver, n.Alert, string(n.State), db.Micros(t.now), string(body))
-	return err
+	for _, receiver := range receivers {
+		t.late.outbox.Add(receiver, n.Alert, string(n.State), db.Micros(t.now), string(body), "")
+	}
+	return string(body), nil
 }
 
 // announce hands out the alerts nobody was told of, but for those that are held
 // back. Of rules that could not be judged nothing is told.
 func (t *turn) announce() error {
+	t.hold()
 	untold, err := db.All(t.Tx, scanAlert, "SELECT "+columns+", members FROM alert_alerts WHERE told = 0 AND ended = 0 ORDER BY id")
 	if err != nil || len(untold) == 0 {
 		return err
@@ -589,15 +588,28 @@ func (t *turn) announce() error {
 	if err != nil {
 		return err
 	}
+	silent := make([]labels.Selector, len(silences))
+	for n, s := range silences {
+		silent[n] = selectorOf(s.Selector)
+	}
 	receivers, err := receiversOf(t.Tx)
 	if err != nil {
 		return err
 	}
-	mute, err := db.All(t.Tx, func(scan db.Scan) (owner string, err error) { return owner, scan(&owner) }, "SELECT owner FROM alert_quiet WHERE mute = 1")
+	wants := make([]labels.Selector, len(receivers))
+	for n, r := range receivers {
+		wants[n] = selectorOf(r.Selector)
+	}
+	quiet, err := db.All(t.Tx, scanQuiet, "SELECT "+quietColumns+" FROM alert_quiet WHERE mute = 1")
 	if err != nil {
 		return err
 	}
+	muted := map[string]bool{}
+	for _, q := range quiet {
+		muted[q.owner] = true
+	}
 	for _, a := range untold {
+		set := labels.Set(a.Labels)
 		if t.failed[a.Rule] != "" {
 			continue
 		}
@@ -605,47 +617,53 @@ func (t *turn) announce() error {
 		switch {
 		case t.held[a.Rule][a.Device]:
 			withheld = WithheldGroup
-		case slices.ContainsFunc(silences, func(s Silence) bool { return matches(s.Selector, a.Labels) }):
+		case slices.ContainsFunc(silent, func(s labels.Selector) bool { return s.Matches(set) }):
 			withheld = WithheldSilence
 		}
 		if withheld != "" {
 			if withheld != a.Withheld {
 				t.news = true
-				if _, err := t.Exec("UPDATE alert_alerts SET withheld = ? WHERE id = ?", withheld, a.ID); err != nil {
-					return err
-				}
+				t.late.withheld[withheld] = append(t.late.withheld[withheld], a.ID)
 			}
 			continue
 		}
-		if err := t.tell(a, receivers, mute); err != nil {
+		var staff []string
+		for n, r := range receivers {
+			if severities[a.Severity] >= severities[r.Severity] && wants[n].Matches(set) {
+				staff = append(staff, r.ID)
+			}
+		}
+		if err := t.tell(a, staff, muted); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func matches(selector string, set map[string]string) bool {
-	parsed, err := parseSelector(selector)
-	return err == nil && parsed.Matches(labels.Set(set))
+// selectorOf is a stored selector. One that cannot be read any more selects nothing.
+func selectorOf(text string) labels.Selector {
+	parsed, err := parseSelector(text)
+	if err != nil {
+		return labels.Nothing()
+	}
+	return parsed
 }
 
 // maxMembers is how many boxes of a group staff are told by name.
 const maxMembers = 100
 
-func (t *turn) tell(a Alert, receivers []Receiver, mute []string) error {
+// tell puts an alert into the outbox of the staff who are to know, and of owners.
+func (t *turn) tell(a Alert, staff []string, muted map[string]bool) error {
 	t.news = true
 	n := notice.News{
 		Alert: a.ID, State: notice.Firing, Rule: a.Rule, Name: a.Name, Severity: a.Severity, Device: a.Device, Box: a.Box, Labels: a.Labels, Value: a.Value,
 		Sentence: a.Sentence, Since: fleetapi.StampOf(a.Since), Fired: fleetapi.StampOf(a.Fired), Devices: a.members[:min(len(a.members), maxMembers)],
 	}
-	var errs []error
-	for _, r := range receivers {
-		if severities[a.Severity] >= severities[r.Severity] && matches(r.Selector, a.Labels) {
-			errs = append(errs, t.queue(r.ID, n))
-		}
+	if _, err := t.queue(n, staff...); err != nil {
+		return err
 	}
 	for owner, boxes := range t.ownersOf(a) {
-		if slices.Contains(mute, owner) {
+		if muted[owner] {
 			continue
 		}
 		slices.SortFunc(boxes, func(x, y Box) int { return cmp.Compare(x.ID, y.ID) })
@@ -657,10 +675,12 @@ func (t *turn) tell(a Alert, receivers []Receiver, mute []string) error {
 		if len(boxes) > 1 {
 			his.Box = fmt.Sprintf("%d of your boxes", len(boxes))
 		}
-		errs = append(errs, t.queue(ownerPrefix+owner, his))
+		if _, err := t.queue(his, ownerPrefix+owner); err != nil {
+			return err
+		}
 	}
-	_, err := t.Exec("UPDATE alert_alerts SET told = 1, withheld = '' WHERE id = ?", a.ID)
-	return errors.Join(append(errs, err)...)
+	t.late.told = append(t.late.told, a.ID)
+	return nil
 }
 
 // ownersOf is whom an alert's advice is for, with the boxes of theirs it is about.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"strconv"
 	"strings"
 	"time"
 
@@ -174,25 +173,4 @@ func (s *Store) Acknowledge(ctx context.Context, staff Actor, id, note string) e
 		}
 		return s.cfg.Audit.Record(tx, Entry{By: staff.ID, Action: "alert.acknowledge", Object: id, After: after})
 	})
-}
-
-// fill puts words into a sentence.
-func fill(sentence string, words map[string]string) string {
-	var pairs []string
-	for _, name := range []string{"box", "device", "value", "group", "count", "of"} {
-		pairs = append(pairs, "{"+name+"}", words[name])
-	}
-	return fleetapi.CleanText(strings.NewReplacer(pairs...).Replace(sentence), 2*maxSentence)
-}
-
-// number3 is a number as people read it.
-func number3(v float64) string {
-	switch size := max(v, -v); {
-	case size >= 1e9 || size != 0 && size < 0.001:
-		return strconv.FormatFloat(v, 'g', 3, 64)
-	case size >= 100:
-		return strconv.FormatFloat(v, 'f', 0, 64)
-	}
-	text := strconv.FormatFloat(v, 'f', 3, 64)
-	return strings.TrimRight(strings.TrimRight(text, "0"), ".")
 }

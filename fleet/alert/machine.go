@@ -75,6 +75,7 @@ func (i item) step(v verdict, r Rule, now time.Time, lost time.Duration) (item, 
 			return i.end(now), resolves
 		}
 		return i, stays
+	case Resolved:
 	}
 	if v == bad {
 		i.state, i.since = Pending, now

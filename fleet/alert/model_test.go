@@ -109,7 +109,7 @@ func (m *model) step(t *testing.T) {
 	}
 	ctx, end := context.WithCancel(t.Context())
 	defer end()
-	var lethal context.Context = ctx
+	lethal := ctx
 	if m.chance(4) {
 		k := &killer{Context: ctx, end: end}
 		k.left.Store(1 + m.rng.Int64N(40))

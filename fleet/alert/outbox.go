@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"time"
 
@@ -72,12 +73,20 @@ func (s *Store) Messages(ctx context.Context, receiver, cursor string, limit int
 
 // Bounds of sending.
 const (
-	maxNews    = 500 // of one message
+	maxPosted  = 500    // news of one message to a webhook
+	maxMailed  = 10_000 // and of a mail, which has words for the first few only
 	giveUp     = 24 * time.Hour
 	firstRetry = 10 * time.Second
 	maxRetry   = time.Hour
-	sendAtOnce = 200
+	sendInTurn = 12 // messages to owners, by each of those who send
 )
+
+func (k Kind) mostNews() int {
+	if k == Webhook {
+		return maxPosted
+	}
+	return maxMailed
+}
 
 // tell writes the messages that are due, and begins to send.
 func (s *Store) tell(ctx context.Context) error {
@@ -85,23 +94,41 @@ func (s *Store) tell(ctx context.Context) error {
 }
 
 // compose makes messages of what waits in the outbox, one for each receiver that
-// has none under way.
+// has none under way. The staff's come first: "rcv_…" before "owner:…".
 func (s *Store) compose(ctx context.Context) error {
 	type waiting struct {
 		receiver     string
 		oldest, last time.Time
+		count        int
 	}
-	var due []waiting
+	var (
+		due   []waiting
+		staff = map[string]Kind{}
+		quiet = map[string]Quiet{}
+	)
 	if err := s.db.Read(ctx, func(tx *db.Tx) (err error) {
-		due, err = db.All(tx, func(scan db.Scan) (w waiting, err error) {
+		if due, err = db.All(tx, func(scan db.Scan) (w waiting, err error) {
 			var oldest, last int64
-			err = scan(&w.receiver, &oldest, &last)
+			err = scan(&w.receiver, &oldest, &last, &w.count)
 			w.oldest, w.last = db.Instant(oldest), db.Instant(last)
 			return w, err
-		}, `SELECT o.receiver, MIN(o.at), COALESCE((SELECT MAX(m.made) FROM alert_messages m WHERE m.receiver = o.receiver), 0)
+		}, `SELECT o.receiver, MIN(o.at), COALESCE((SELECT MAX(m.made) FROM alert_messages m WHERE m.receiver = o.receiver), 0), COUNT(*)
 			FROM alert_outbox o WHERE o.message = ''
 			AND NOT EXISTS (SELECT 1 FROM alert_messages q WHERE q.receiver = o.receiver AND q.state = 'queued')
-			GROUP BY o.receiver ORDER BY o.receiver`)
+			GROUP BY o.receiver ORDER BY o.receiver DESC`); err != nil || len(due) == 0 {
+			return err
+		}
+		receivers, err := receiversOf(tx)
+		for _, r := range receivers {
+			staff[r.ID] = r.Kind
+		}
+		if err != nil {
+			return err
+		}
+		owners, err := db.All(tx, scanQuiet, "SELECT "+quietColumns+" FROM alert_quiet WHERE from_minute <> to_minute")
+		for _, q := range owners {
+			quiet[ownerPrefix+q.owner] = q.Quiet
+		}
 		return err
 	}); err != nil {
 		return err
@@ -110,25 +137,23 @@ func (s *Store) compose(ctx context.Context) error {
 	soon := func(from time.Time, wait time.Duration) bool { // a clock that was set back makes nobody wait
 		return !from.After(now) && now.Sub(from) < wait
 	}
+	var errs []error
 	for _, w := range due {
-		if soon(w.oldest, s.cfg.GroupWait) || soon(w.last, s.cfg.GroupInterval) {
+		full := w.count >= staff[w.receiver].mostNews()
+		if soon(w.oldest, s.cfg.GroupWait) || soon(w.last, s.cfg.GroupInterval) && !full || quiet[w.receiver].at(now) || ctx.Err() != nil {
 			continue
 		}
-		if err := s.composeOne(ctx, w.receiver, now); err != nil {
-			return fmt.Errorf("write message: %w", err)
+		if err := s.composeOne(ctx, w.receiver, now); err != nil { // which holds up no other
+			errs = append(errs, fmt.Errorf("write message to %s: %w", w.receiver, err))
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 func (s *Store) composeOne(ctx context.Context, to string, now time.Time) error {
 	return s.db.Write(ctx, func(tx *db.Tx) error {
-		kind := Kind("")
-		if owner, ok := strings.CutPrefix(to, ownerPrefix); ok {
-			if quiet, err := quietOf(tx, owner); err != nil || quiet.at(now) {
-				return err
-			}
-		} else {
+		kind := Kind("") // of an owner
+		if !strings.HasPrefix(to, ownerPrefix) {
 			r, err := receiver(tx, to)
 			if err != nil {
 				return err
@@ -136,16 +161,17 @@ func (s *Store) composeOne(ctx context.Context, to string, now time.Time) error 
 			kind = r.Kind
 		}
 		type row struct {
+			at           int64
 			alert, state string
 			notice.News
 		}
 		rows, err := db.All(tx, func(scan db.Scan) (r row, err error) {
 			var body string
-			if err := scan(&r.alert, &r.state, &body); err != nil {
+			if err := scan(&r.at, &r.alert, &r.state, &body); err != nil {
 				return r, err
 			}
 			return r, json.Unmarshal([]byte(body), &r.News)
-		}, "SELECT alert, news, body FROM alert_outbox WHERE receiver = ? AND message = '' ORDER BY at, alert, news LIMIT ?", to, maxNews)
+		}, "SELECT at, alert, news, body FROM alert_outbox WHERE receiver = ? AND message = '' ORDER BY at, alert, news LIMIT ?", to, kind.mostNews())
 		if err != nil || len(rows) == 0 {
 			return err
 		}
@@ -153,9 +179,11 @@ func (s *Store) composeOne(ctx context.Context, to string, now time.Time) error 
 		var news []notice.News
 		for _, r := range rows {
 			news = append(news, r.News)
-			if _, err := tx.Exec("UPDATE alert_outbox SET message = ? WHERE receiver = ? AND alert = ? AND news = ?", m.ID, to, r.alert, r.state); err != nil {
-				return err
-			}
+		}
+		last := rows[len(rows)-1]
+		if _, err := tx.Exec("UPDATE alert_outbox SET message = ? WHERE receiver = ? AND message = '' AND (at, alert, news) <= (?, ?, ?)",
+			m.ID, to, last.at, last.alert, last.state); err != nil {
+			return err
 		}
 		if err := write(&m, kind, s.cfg.Name, news); err != nil {
 			return err
@@ -183,38 +211,66 @@ func write(m *Message, kind Kind, fleet string, news []notice.News) error {
 	return nil
 }
 
-// sendDue begins to send what is due and not under way. A receiver has at most
-// one message queued, so one that hangs holds up its own only.
+// sendDue begins to send what is due and not under way. A receiver has at most one
+// message queued, so one that hangs holds up its own only. The staff's receivers are
+// few, and are sent to all at once; owners' mails go a few at a time.
 func (s *Store) sendDue(ctx context.Context) error {
-	var due []Message
-	if err := s.db.Read(ctx, func(tx *db.Tx) (err error) {
-		due, err = db.All(tx, scanMessage, "SELECT "+messageColumns+" FROM alert_messages WHERE state = 'queued' AND next_try <= ? ORDER BY next_try, id LIMIT ?",
-			db.Micros(time.Now()), sendAtOnce)
-		return err
-	}); err != nil {
+	staff, err := s.due(ctx, "NOT LIKE", maxReceivers)
+	if err != nil {
 		return err
 	}
-	for _, m := range due {
-		if !s.take(m.ID) {
-			continue
-		}
-		select {
-		case s.slot <- struct{}{}:
-		default: // all are busy: in the next round
-			s.leave(m.ID)
-			return nil
-		}
+	for _, m := range staff {
+		s.wg.Go(func() { s.sendTaken(ctx, m) })
+	}
+	s.mu.Lock()
+	free := parallelSends - s.senders
+	s.mu.Unlock()
+	if free <= 0 {
+		return nil
+	}
+	owners, err := s.due(ctx, "LIKE", free*sendInTurn)
+	if err != nil {
+		return err
+	}
+	queue := make(chan Message, len(owners))
+	for _, m := range owners {
+		queue <- m
+	}
+	close(queue)
+	for range min(free, len(owners)) {
+		s.mu.Lock()
+		s.senders++
+		s.mu.Unlock()
 		s.wg.Go(func() {
-			defer func() {
-				<-s.slot
-				s.leave(m.ID)
-			}()
-			if err := s.sendOne(ctx, m); err != nil && ctx.Err() == nil {
-				s.cfg.Log.Warn("what became of a message cannot be stored", "message", m.ID, "error", err)
+			for m := range queue {
+				s.sendTaken(ctx, m)
 			}
+			s.mu.Lock()
+			s.senders--
+			s.mu.Unlock()
 		})
 	}
 	return nil
+}
+
+// due is messages to send now, taken: to owners, or to those that are not LIKE them.
+func (s *Store) due(ctx context.Context, like string, most int) (due []Message, err error) {
+	now := time.Now()
+	err = s.db.Read(ctx, func(tx *db.Tx) (err error) {
+		// A try that is far ahead was planned while the clock was wrong.
+		due, err = db.All(tx, scanMessage, "SELECT "+messageColumns+" FROM alert_messages WHERE state = 'queued' AND (next_try <= ? OR next_try > ?) AND receiver "+
+			like+" ? ESCAPE '!' ORDER BY next_try, id LIMIT ?", db.Micros(now), db.Micros(now.Add(2*maxRetry)), ownerPrefix+"%", most)
+		return err
+	})
+	return slices.DeleteFunc(due, func(m Message) bool { return !s.take(m.ID) }), err
+}
+
+// sendTaken sends a message that was taken, and leaves it.
+func (s *Store) sendTaken(ctx context.Context, m Message) {
+	defer s.leave(m.ID)
+	if err := s.sendOne(ctx, m); err != nil && ctx.Err() == nil {
+		s.cfg.Log.Warn("what became of a message cannot be stored", "message", m.ID, "error", err)
+	}
 }
 
 func (s *Store) take(id string) bool {
@@ -292,7 +348,7 @@ func (s *Store) send(ctx context.Context, m Message) error {
 	if r.Kind == Email {
 		return s.mail(ctx, r.Address, m)
 	}
-	secret, err := s.seal.open(r.ID, r.secret)
+	secret, err := s.seal.Open(r.ID, r.secret)
 	if err != nil {
 		return err
 	}

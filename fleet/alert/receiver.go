@@ -1,13 +1,12 @@
 package alert
 
 import (
+	"cmp"
 	"context"
-	"crypto/aes"
-	"crypto/cipher"
 	"crypto/rand"
-	"errors"
 	"fmt"
 	"net/mail"
+	"net/url"
 	"slices"
 	"time"
 
@@ -78,7 +77,7 @@ func (s *Store) AddReceiver(ctx context.Context, staff Actor, r Receiver) (Recei
 	secret := ""
 	if r.Kind == Webhook {
 		secret = rand.Text() + rand.Text()
-		r.secret = s.seal.seal(r.ID, secret)
+		r.secret = s.seal.Seal(r.ID, secret)
 	}
 	return r, secret, s.db.Write(ctx, func(tx *db.Tx) error {
 		old, err := receiversOf(tx)
@@ -150,17 +149,21 @@ func receiversOf(tx *db.Tx) ([]Receiver, error) {
 
 func receiver(tx *db.Tx, id string) (Receiver, error) {
 	found, err := receiversOf(tx)
-	if err != nil {
-		return Receiver{}, err
+	at := slices.IndexFunc(found, func(r Receiver) bool { return r.ID == id })
+	if err != nil || at < 0 {
+		return Receiver{}, cmp.Or(err, notFound("receiver"))
 	}
-	if at := slices.IndexFunc(found, func(r Receiver) bool { return r.ID == id }); at >= 0 {
-		return found[at], nil
-	}
-	return Receiver{}, notFound("receiver")
+	return found[at], nil
 }
 
+// words is a receiver for the audit log, which keeps for ever what it holds: of a
+// webhook the host alone, for with many services who knows the URL may post there.
 func (r Receiver) words() map[string]string {
-	return map[string]string{"name": r.Name, "kind": string(r.Kind), "address": r.Address, "severity": string(r.Severity), "selector": r.Selector}
+	address := r.Address
+	if u, err := url.Parse(r.Address); r.Kind == Webhook && err == nil {
+		address = u.Scheme + "://" + u.Host
+	}
+	return map[string]string{"name": r.Name, "kind": string(r.Kind), "address": address, "severity": string(r.Severity), "selector": r.Selector}
 }
 
 // Try sends a message without alerts at once, and returns what came of it.
@@ -180,31 +183,4 @@ func (s *Store) Try(ctx context.Context, id string) error {
 		return &croft.Error{Kind: croft.KindRefused, Err: fmt.Errorf("send message: %w", err), Remedy: "check the address and what listens there"}
 	}
 	return nil
-}
-
-// sealer keeps secrets from those who read the database without the key.
-type sealer struct{ aead cipher.AEAD }
-
-func newSealer(key []byte) (sealer, error) {
-	if len(key) != 32 {
-		return sealer{}, fmt.Errorf("key has %d bytes, want 32", len(key))
-	}
-	block, err := aes.NewCipher(key)
-	if err != nil {
-		return sealer{}, err
-	}
-	aead, err := cipher.NewGCMWithRandomNonce(block)
-	return sealer{aead}, err
-}
-
-func (s sealer) seal(id, secret string) []byte {
-	return s.aead.Seal(nil, nil, []byte(secret), []byte(id))
-}
-
-func (s sealer) open(id string, sealed []byte) (string, error) {
-	secret, err := s.aead.Open(nil, nil, sealed, []byte(id))
-	if err != nil {
-		return "", errors.New("the secret of the webhook was sealed with another key")
-	}
-	return string(secret), nil
 }

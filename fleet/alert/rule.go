@@ -38,6 +38,7 @@ func (c Condition) of(b Box, now time.Time) bool {
 		return !b.CertificateUntil.IsZero() && b.CertificateUntil.Sub(now) < 30*24*time.Hour
 	case LeaseBroken:
 		return !b.LeaseBroken.IsZero() && now.Sub(b.LeaseBroken) < time.Hour
+	case unjudgedState: // of no box
 	}
 	return false
 }

@@ -125,20 +125,33 @@ func (s *Store) Quiet(ctx context.Context, owner string) (q Quiet, err error) {
 }
 
 func quietOf(tx *db.Tx, owner string) (Quiet, error) {
-	found, err := db.All(tx, func(scan db.Scan) (q Quiet, err error) {
-		var mute int64
-		err = scan(&q.From, &q.To, &q.Zone, &mute)
-		q.Mute = mute == 1
-		return q, err
-	}, "SELECT from_minute, to_minute, zone, mute FROM alert_quiet WHERE owner = ?", owner)
+	found, err := db.All(tx, scanQuiet, "SELECT "+quietColumns+" FROM alert_quiet WHERE owner = ?", owner)
 	if err != nil || len(found) == 0 {
 		return Quiet{}, err
 	}
-	return found[0], nil
+	return found[0].Quiet, nil
+}
+
+// ownerQuiet is the quiet hours of an owner.
+type ownerQuiet struct {
+	owner string
+	Quiet
+}
+
+const quietColumns = "owner, from_minute, to_minute, zone, mute"
+
+func scanQuiet(scan db.Scan) (q ownerQuiet, err error) {
+	var mute int64
+	err = scan(&q.owner, &q.From, &q.To, &q.Zone, &mute)
+	q.Mute = mute == 1
+	return q, err
 }
 
 // at reports whether an instant is in the quiet hours.
 func (q Quiet) at(now time.Time) bool {
+	if q.From == q.To {
+		return false
+	}
 	zone, err := time.LoadLocation(q.Zone)
 	if err != nil { // the database of zones is not that of when it was set
 		zone = time.UTC

@@ -47,6 +47,7 @@ type world struct {
 	noReadings error
 	noBoxes    error
 	noMail     func(alert.Mail) (taken bool, err error)
+	hangs      func(alert.Mail) bool     // the mail server says nothing
 	answers    map[string][]alert.Sample // of other expressions
 	sent       []alert.Mail              // each once
 	again      int                       // mails that came again
@@ -88,9 +89,15 @@ func (w *world) Email(_ context.Context, owner string) (string, error) {
 	return owner + "@example.org", nil
 }
 
-func (w *world) Send(_ context.Context, m alert.Mail) error {
+func (w *world) Send(ctx context.Context, m alert.Mail) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if w.hangs != nil && w.hangs(m) {
+		w.mu.Unlock()
+		<-ctx.Done()
+		w.mu.Lock()
+		return ctx.Err()
+	}
 	taken, err := true, error(nil)
 	if w.noMail != nil {
 		taken, err = w.noMail(m)
@@ -112,7 +119,7 @@ func (w *world) Send(_ context.Context, m alert.Mail) error {
 func (w *world) Record(_ *db.Tx, e alert.Entry) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.audited = append(w.audited, e.Action)
+	w.audited = append(w.audited, fmt.Sprint(e.Action, e.Before, e.After))
 	return nil
 }
 
@@ -165,11 +172,17 @@ func each(t *testing.T, boxes int, test func(t *testing.T, w *world)) {
 
 func newWorld(t testing.TB, dir string, boxes int) *world {
 	t.Helper()
+	d := must(db.Open(t.Context(), "sqlite:"+filepath.Join(dir, "fleet.db"), slog.New(slog.DiscardHandler)))(t)
+	t.Cleanup(func() { check(t, d.Close()) })
+	return newWorldOn(t, d, boxes)
+}
+
+func newWorldOn(t testing.TB, d *db.DB, boxes int) *world {
+	t.Helper()
 	w := &world{
 		boxes: map[croft.DeviceID]*alert.Box{}, celsius: map[croft.DeviceID]float64{}, silent: map[croft.DeviceID]bool{}, answers: map[string][]alert.Sample{},
-		db: must(db.Open(t.Context(), "sqlite:"+filepath.Join(dir, "fleet.db"), slog.New(slog.DiscardHandler)))(t),
+		db: d,
 	}
-	t.Cleanup(func() { check(t, w.db.Close()) })
 	for n := range boxes {
 		w.boxes[idOf(n)] = &alert.Box{
 			ID: idOf(n), Name: fmt.Sprintf("Box %d", n), Owner: "own_bob", Labels: map[string]string{"region": []string{"north", "south"}[n%2]}, Heard: true, Online: true,

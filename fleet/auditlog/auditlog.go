@@ -41,6 +41,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -166,11 +167,11 @@ type row struct {
 // fields makes the text of what changed, bounded.
 func fields(of map[string]string) string {
 	clean := map[string]string{}
-	for key, value := range of {
+	for _, key := range slices.Sorted(maps.Keys(of)) { // the same ones each time
 		if len(clean) == maxFields {
 			break
 		}
-		clean[fleetapi.CleanText(key, maxText)] = fleetapi.CleanText(value, maxText)
+		clean[fleetapi.CleanText(key, maxText)] = fleetapi.CleanText(of[key], maxText)
 	}
 	text, err := json.Marshal(clean)
 	if err != nil {

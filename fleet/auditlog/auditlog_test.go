@@ -2,13 +2,8 @@ package auditlog_test
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"log/slog"
-	"net/http"
-	"net/http/httptest"
-	"net/url"
 	"strings"
 	"sync"
 	"testing"
@@ -230,32 +225,6 @@ func TestManyRecordAtOnce(t *testing.T) {
 		work.Wait()
 		if n, err := l.Verify(t.Context()); n != 40 || err != nil {
 			t.Errorf("Verify = %d, %v", n, err)
-		}
-	})
-}
-
-func TestHandler(t *testing.T) {
-	dbtest.Each(t, func(t *testing.T, d *db.DB) {
-		l := open(t, d)
-		fill(t, d, l, 5)
-		h := auditlog.Handler(l, slog.New(slog.DiscardHandler))
-		get := func(query string) (int, auditlog.Page) {
-			w := httptest.NewRecorder()
-			h.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/audit?"+query, nil))
-			var page auditlog.Page
-			must(t, json.Unmarshal(w.Body.Bytes(), &page))
-			return w.Code, page
-		}
-		if status, page := get("limit=2&action=device."); status != 200 || len(page.Entries) != 2 || page.Next != "4" || page.Entries[0].Seq != 5 {
-			t.Errorf("%d, %+v", status, page)
-		}
-		if status, page := get("from=" + url.QueryEscape(time.Now().Add(time.Hour).Format(time.RFC3339))); status != 200 || len(page.Entries) != 0 || page.Entries == nil {
-			t.Errorf("%d, %+v", status, page)
-		}
-		for _, bad := range []string{"limit=x", "limit=9999", "cursor=x", "from=yesterday", "until=1"} {
-			if status, _ := get(bad); status != http.StatusBadRequest {
-				t.Errorf("%s: %d", bad, status)
-			}
 		}
 	})
 }

@@ -249,6 +249,11 @@ func (s *Service) changeIn(tx *db.Tx, c Client, p Principal, id, action string, 
 		} else if !admin {
 			return refused("make somebody else an admin before", "this is the last admin")
 		}
+		if is.Role != was.Role || is.Disabled { // by his own invitation he would be back
+			if _, err := tx.Exec("DELETE FROM auth_links WHERE purpose = ? AND account = ?", string(LinkInvite), id); err != nil {
+				return err
+			}
+		}
 	}
 	before, after := facts(was), facts(is)
 	for key := range after { // what did not change says nothing

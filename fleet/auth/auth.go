@@ -22,6 +22,8 @@
 //     or of a provider works once, whatever arrives at once on however many replicas.
 //   - A session gets a new cookie whenever it may do more than before. A new
 //     password, another role and shutting somebody out end that person's sessions.
+//     An invitation ends when who wrote it is no admin any more.
+//   - People are mailed when their address, password, second factor or passkeys change.
 //   - Every change is told to the [Auditor] in the transaction that makes it.
 //   - Answers to strangers are the same whether an address is known or not.
 //
@@ -51,14 +53,19 @@
 //     counts is noticed when both are used; the one that lags is refused.
 //   - An API token: its scopes, until it expires or is ended; never sign-in, never
 //     more than its owner may at that moment.
-//   - The OIDC provider: every role its groups map to.
+//   - The OIDC provider: every role its groups map to. It is asked at sign-in only:
+//     who leaves keeps an open session for [Config.StaffMost] at most, but API tokens
+//     until they expire, unless he comes back without a group or is shut out here.
 //
 // # Tries
 //
 // A stranger who guesses makes an account pause for a quarter of an hour at most,
 // and passkeys and links do not pause for wrong passwords at all. A browser in
-// which somebody was signed in before has a count of its own, and staff can
-// ask for a link, which makes the browser it is opened in such a one.
+// which somebody was signed in before has a count of its own, in which neither
+// strangers nor neighbours behind the same address count. Staff can ask for a link,
+// which makes the browser it is opened in such a one for passwords; for codes of the
+// second factor only a whole sign-in does. Tries that a network shares are forgotten
+// one by one, so that thousands behind one address can sign in.
 package auth
 
 import (
@@ -80,6 +87,7 @@ import (
 
 	"github.com/croft-cloud/croft"
 	"github.com/croft-cloud/croft/fleet/auth/oidclogin"
+	"github.com/croft-cloud/croft/fleet/auth/pace"
 	"github.com/croft-cloud/croft/fleet/auth/rights"
 	"github.com/croft-cloud/croft/fleet/auth/secret"
 	"github.com/croft-cloud/croft/fleet/db"
@@ -271,7 +279,7 @@ func (s *Service) prune(ctx context.Context) error {
 			{"DELETE FROM auth_links WHERE expires < ?", now},
 			{"DELETE FROM auth_ceremonies WHERE expires < ?", now},
 			{"DELETE FROM auth_tokens WHERE expires < ?", now.Add(-30 * 24 * time.Hour)}, // shown as expired until then
-			{"DELETE FROM auth_pace WHERE at < ?", now.Add(-forget)},
+			{"DELETE FROM auth_pace WHERE at < ?", now.Add(-pace.Forget)},
 			{"DELETE FROM auth_browsers WHERE seen < ?", now.Add(-browserLife)},
 		} {
 			if _, err := tx.Exec(old.query, old.before.UnixMicro()); err != nil {

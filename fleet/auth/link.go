@@ -180,6 +180,7 @@ func useLink(tx *db.Tx, c Client, token Secret, confirmed bool, purposes ...Purp
 // was sent to; then only the principal of the grant is set. Opened in another
 // browser than the one that asked, it is refused with [ErrConfirm] unless confirmed.
 func (s *Service) RedeemLink(ctx context.Context, c Client, p Principal, token Secret, confirmed bool) (g Grant, err error) {
+	was := "" // the address before
 	err = s.db.Write(ctx, func(tx *db.Tx) error {
 		info, err := useLink(tx, c, token, confirmed, LinkLogin, LinkEmail)
 		if err != nil {
@@ -208,10 +209,13 @@ func (s *Service) RedeemLink(ctx context.Context, c Client, p Principal, token S
 		}
 		g = Grant{Principal: p}
 		return s.changeIn(tx, c, p, p.Account, "account.email", func(_ *db.Tx, a *Account) error {
-			a.Email = info.Email
+			was, a.Email = a.Email, info.Email
 			return nil
 		})
 	})
+	if err == nil {
+		s.warn(was, "Your e-mail address was changed", "Another e-mail address was set for your account. Links to sign in no longer come to this one.")
+	}
 	return g, err
 }
 
@@ -362,7 +366,7 @@ func (s *Service) ResetPassword(ctx context.Context, c Client, token, password S
 	if err != nil {
 		return err
 	}
-	return s.db.Write(ctx, func(tx *db.Tx) error {
+	err = s.db.Write(ctx, func(tx *db.Tx) error {
 		if _, err := useLink(tx, c, token, true, LinkReset); err != nil {
 			return err
 		}
@@ -370,9 +374,13 @@ func (s *Service) ResetPassword(ctx context.Context, c Client, token, password S
 		if err != nil {
 			return err
 		}
-		if err := errors.Join(setPassword(tx, a.ID, hash), endSessions(tx, a.ID, ""), remember(tx, c, a.ID)); err != nil {
+		if err := errors.Join(setPassword(tx, a.ID, hash), endSessions(tx, a.ID, ""), remember(tx, c, a.ID, false)); err != nil {
 			return err
 		}
 		return s.record(tx, Principal{Account: a.ID, Role: a.Role}, c, "password.reset", rights.Person, a.ID, nil, nil)
 	})
+	if err == nil {
+		s.warn(info.Email, "Your password was changed", "The password of your account was changed with a link from a mail.")
+	}
+	return err
 }

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/croft-cloud/croft"
 	"github.com/croft-cloud/croft/fleet/auth/oidclogin"
@@ -31,7 +30,7 @@ func (s *Service) BeginOIDC(ctx context.Context, c Client, name string) (string,
 	if p == nil {
 		return "", errNoProvider
 	}
-	if err := s.try(ctx, []pace{{"oidc network " + network(c.Address), 100, time.Second, 15 * time.Minute, true}}); err != nil {
+	if err := s.try(ctx, signInPaces(c, "oidc")); err != nil {
 		return "", err
 	}
 	voyage, url, err := p.Begin(ctx)
@@ -70,6 +69,11 @@ func (s *Service) EndOIDC(ctx context.Context, c Client, name string, state Secr
 		return Grant{}, ErrGone
 	}
 	who, err := p.Exchange(ctx, voyage, code)
+	if errors.Is(err, oidclogin.ErrNoRole) {
+		if err := s.expel(ctx, c, who); err != nil {
+			return Grant{}, err
+		}
+	}
 	if err != nil {
 		return Grant{}, s.providerDown(name, err)
 	}
@@ -82,6 +86,28 @@ func (s *Service) EndOIDC(ctx context.Context, c Client, name string, state Secr
 		return err
 	})
 	return g, err
+}
+
+// expel ends the sessions and API tokens of somebody who has no role any more.
+func (s *Service) expel(ctx context.Context, c Client, who oidclogin.Person) error {
+	return s.db.Write(ctx, func(tx *db.Tx) error {
+		var id string
+		err := tx.Row("SELECT account FROM auth_identities WHERE issuer = ? AND subject = ?", who.Issuer, who.Subject).Scan(&id)
+		if err != nil {
+			return ignoreNoRows(err)
+		}
+		a, err := account(tx, id)
+		if err != nil {
+			return err
+		}
+		if err := endSessions(tx, id, ""); err != nil {
+			return err
+		}
+		if _, err := tx.Exec("DELETE FROM auth_tokens WHERE account = ?", id); err != nil {
+			return err
+		}
+		return s.record(tx, Principal{Account: id, Role: a.Role}, c, "account.expel", rights.Person, id, nil, nil)
+	})
 }
 
 // identity is the account of a subject, made at the first sign-in, in the role its

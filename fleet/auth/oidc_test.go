@@ -130,8 +130,16 @@ func TestStaffSignsInByOIDC(t *testing.T) {
 	if a, err := w.Account(w.ctx, second.Principal, second.Principal.Account); err != nil || a.Email != "" {
 		t.Errorf("an address in a claim became the account's: %+v, %v", a, err)
 	}
+	token, _, err := w.CreateToken(w.ctx, c, second.Principal, "ci", "device:read", time.Hour)
+	must(t, err)
 	if _, err := sign(map[string]any{"teams": []string{"all"}}); !errors.Is(err, oidclogin.ErrNoRole) {
 		t.Errorf("without a group: %v", err)
+	}
+	if p, err := w.ByToken(w.ctx, token); err != nil || p.Account != "" || w.who(second.Cookie).Account != "" {
+		t.Errorf("who lost his groups is still in, by his token as %+v, %v", p, err)
+	}
+	if _, err := sign(map[string]any{"sub": "43", "teams": "none"}); !errors.Is(err, oidclogin.ErrNoRole) {
+		t.Errorf("a stranger without a group: %v", err)
 	}
 	for name, claims := range map[string]map[string]any{
 		"another nonce":      {"nonce": "x"},

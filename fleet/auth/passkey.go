@@ -96,7 +96,7 @@ func (s *Service) BeginPasskey(ctx context.Context, c Client, p Principal, name 
 			return Challenge{}, err
 		}
 		if len(who.credentials) >= maxPasskeys {
-			return Challenge{}, refused("remove one", "an account has %d passkeys at most", maxPasskeys)
+			return Challenge{}, errManyPasskeys
 		}
 	}
 	if who.name == "" {
@@ -114,6 +114,8 @@ func (s *Service) BeginPasskey(ctx context.Context, c Client, p Principal, name 
 	return Challenge{ceremony, options}, err
 }
 
+var errManyPasskeys = refused("remove one", "an account has %d passkeys at most", maxPasskeys)
+
 func mayHavePasskeys(p Principal) error {
 	if p.Role.Staff() {
 		return refused("sign in with password and code, or elsewhere", "passkeys are for owners")
@@ -124,8 +126,7 @@ func mayHavePasskeys(p Principal) error {
 // errPasskey hides from the outside why an answer was refused.
 func (s *Service) errPasskey(c Client, err error) error {
 	why := err.Error()
-	var detailed *protocol.Error
-	if errors.As(err, &detailed) {
+	if detailed, ok := errors.AsType[*protocol.Error](err); ok {
 		why += ": " + detailed.DevInfo
 	}
 	s.log.Info("passkey refused", "address", addressText(c.Address), "error", fleetapi.CleanText(why, 300))
@@ -163,6 +164,11 @@ func (s *Service) FinishPasskey(ctx context.Context, c Client, p Principal, cere
 		made, err := s.webauthn.CreateCredential(&person{id: id}, kept.Session, parsed)
 		if err != nil {
 			return s.errPasskey(c, err)
+		}
+		if list, err := passkeys(tx, id); err != nil {
+			return err
+		} else if len(list) >= maxPasskeys { // several may have been begun at once
+			return errManyPasskeys
 		}
 		var a Account
 		if kept.New {
@@ -205,7 +211,7 @@ func (s *Service) FinishPasskey(ctx context.Context, c Client, p Principal, cere
 // BeginPasskeyLogin makes the challenge for a sign-in by whatever passkey the
 // browser has for this site.
 func (s *Service) BeginPasskeyLogin(ctx context.Context, c Client) (Challenge, error) {
-	if err := s.try(ctx, []pace{{"signin network " + network(c.Address), 300, time.Second, time.Minute, true}}); err != nil {
+	if err := s.try(ctx, signInPaces(c, "signin")); err != nil {
 		return Challenge{}, err
 	}
 	options, session, err := s.webauthn.BeginDiscoverableLogin(webauthn.WithUserVerification(protocol.VerificationRequired))

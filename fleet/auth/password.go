@@ -6,11 +6,16 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/croft-cloud/croft/fleet/auth/pace"
 	"github.com/croft-cloud/croft/fleet/auth/rights"
 	"github.com/croft-cloud/croft/fleet/db"
 )
 
+// setPassword stores a password. Links with which another one could be set end.
 func setPassword(tx *db.Tx, id, hash string) error {
+	if _, err := tx.Exec("DELETE FROM auth_links WHERE purpose = ? AND account = ?", string(LinkReset), id); err != nil {
+		return err
+	}
 	_, err := tx.Exec(`INSERT INTO auth_passwords (account, hash, changed) VALUES (?, ?, ?)
 		ON CONFLICT (account) DO UPDATE SET hash = excluded.hash, changed = excluded.changed`, id, hash, time.Now().UnixMicro())
 	return err
@@ -40,7 +45,7 @@ func (s *Service) PasswordLogin(ctx context.Context, c Client, email string, pas
 		if stored, err = storedPassword(tx, a.ID); err != nil {
 			return err
 		}
-		mine, err = known(tx, c, a.ID)
+		mine, _, err = known(tx, c, a.ID)
 		return err
 	}); err != nil {
 		return Grant{}, fmt.Errorf("sign in: %w", err)
@@ -72,7 +77,7 @@ func (s *Service) PasswordLogin(ctx context.Context, c Client, email string, pas
 		if is, err := storedPassword(tx, a.ID); err != nil || is != stored {
 			return errors.Join(err, errWrong) // changed meanwhile
 		}
-		if err := succeed(tx, paces); err != nil {
+		if err := pace.Succeed(tx, paces); err != nil {
 			return err
 		}
 		if renewed != "" {
@@ -122,7 +127,7 @@ func (s *Service) ChangePassword(ctx context.Context, c Client, p Principal, was
 		return Grant{}, err
 	}
 	err = s.db.Write(ctx, func(tx *db.Tx) error {
-		if err := errors.Join(succeed(tx, paces), setPassword(tx, a.ID, hash), endSessions(tx, a.ID, p.Session)); err != nil {
+		if err := errors.Join(pace.Succeed(tx, paces), setPassword(tx, a.ID, hash), endSessions(tx, a.ID, p.Session)); err != nil {
 			return err
 		}
 		if err := s.record(tx, p, c, "password.change", rights.Person, a.ID, nil, nil); err != nil {
@@ -131,5 +136,8 @@ func (s *Service) ChangePassword(ctx context.Context, c Client, p Principal, was
 		g, err = s.begin(tx, c, a, rights.StageFull, "password", p.Session)
 		return err
 	})
+	if err == nil {
+		s.warn(a.Email, "Your password was changed", "The password of your account was changed.")
+	}
 	return g, err
 }

@@ -80,32 +80,35 @@ func (s *Service) begin(tx *db.Tx, c Client, a Account, stage rights.Stage, meth
 	if stage != rights.StageFull {
 		return g, nil
 	}
-	if err := remember(tx, c, a.ID); err != nil {
+	if err := remember(tx, c, a.ID, true); err != nil {
 		return Grant{}, err
 	}
 	return g, s.record(tx, g.Principal, c, "session.begin", rights.Session, g.Principal.Session, nil, map[string]string{"method": method})
 }
 
-// remember makes the client's browser one of the account's.
-func remember(tx *db.Tx, c Client, id string) error {
+// remember makes the client's browser one of the account's; proved says that all of
+// a sign-in was done there.
+func remember(tx *db.Tx, c Client, id string, proved bool) error {
 	hash := c.browserHash()
 	if hash == nil {
 		return nil
 	}
-	_, err := tx.Exec(`INSERT INTO auth_browsers (hash, account, seen) VALUES (?, ?, ?)
-		ON CONFLICT (hash, account) DO UPDATE SET seen = excluded.seen`, hash, id, time.Now().UnixMicro())
+	_, err := tx.Exec(`INSERT INTO auth_browsers (hash, account, seen, proved) VALUES (?, ?, ?, ?)
+		ON CONFLICT (hash, account) DO UPDATE SET seen = excluded.seen, proved = CASE WHEN excluded.proved = 1 THEN 1 ELSE auth_browsers.proved END`,
+		hash, id, time.Now().UnixMicro(), number(proved))
 	return err
 }
 
-// known reports whether the account was signed in in this browser before.
-func known(tx *db.Tx, c Client, id string) (bool, error) {
+// known reports whether this browser is one of the account's, and whether all of a
+// sign-in was done in it before.
+func known(tx *db.Tx, c Client, id string) (mine, proved bool, err error) {
 	hash := c.browserHash()
 	if hash == nil {
-		return false, nil
+		return false, false, nil
 	}
-	var n int
-	err := tx.Row("SELECT COUNT(*) FROM auth_browsers WHERE hash = ? AND account = ?", hash, id).Scan(&n)
-	return n > 0, err
+	var n int64
+	err = tx.Row("SELECT proved FROM auth_browsers WHERE hash = ? AND account = ?", hash, id).Scan(&n)
+	return err == nil, n == 1, ignoreNoRows(err)
 }
 
 // BySession is who has the cookie; nobody if it is wrong, old or ended.
@@ -135,12 +138,20 @@ func (s *Service) BySession(ctx context.Context, cookie Secret) (Principal, erro
 	}
 	p.Proved = time.UnixMicro(proved).UTC()
 	if unused >= time.Minute {
-		err = s.db.Write(ctx, func(tx *db.Tx) error {
-			_, err := tx.Exec("UPDATE auth_sessions SET seen = ? WHERE hash = ?", now.UnixMicro(), hash)
-			return err
-		})
+		s.note(ctx, "UPDATE auth_sessions SET seen = ? WHERE hash = ?", now, hash)
 	}
-	return p, err
+	return p, nil
+}
+
+// note stores when something was last used. Where that cannot be written, as on a
+// full disk, people can still look at what is wrong.
+func (s *Service) note(ctx context.Context, query string, now time.Time, hash []byte) {
+	if err := s.db.Write(ctx, func(tx *db.Tx) error {
+		_, err := tx.Exec(query, now.UnixMicro(), hash)
+		return err
+	}); err != nil && ctx.Err() == nil {
+		s.log.Warn("last use cannot be stored", "error", err)
+	}
 }
 
 func ignoreNoRows(err error) error {

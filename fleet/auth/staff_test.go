@@ -262,8 +262,7 @@ func TestStrangersCannotShutAnybodyOut(t *testing.T) {
 		root := w.admin()
 		guess := func(s *auth.Service, email string) (time.Duration, error) {
 			_, err := s.PasswordLogin(w.ctx, auth.Client{Address: browser("203.0.113.5").Address}, email, secret.New("this is a wrong one"))
-			var soon *auth.TooSoonError
-			if errors.As(err, &soon) {
+			if soon, ok := errors.AsType[*auth.TooSoonError](err); ok {
 				return time.Until(soon.Until), nil
 			}
 			return 0, err
@@ -308,12 +307,11 @@ func TestStrangersCannotShutAnybodyOut(t *testing.T) {
 
 func TestPausesOfANetwork(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
-		var soon *auth.TooSoonError
 		refused := 0
 		for i := range 30 { // addresses of one /64 are one network
 			c := auth.Client{Address: browser("2001:db8:1:2::" + string(rune('a'+i%6))).Address}
 			err := w.RequestReset(w.ctx, c, strings.Repeat("a", i+1)+"@example.org")
-			if errors.As(err, &soon) {
+			if _, ok := errors.AsType[*auth.TooSoonError](err); ok {
 				refused++
 			}
 		}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/pquerna/otp/totp"
 
+	"github.com/croft-cloud/croft/fleet/auth/pace"
 	"github.com/croft-cloud/croft/fleet/auth/rights"
 	"github.com/croft-cloud/croft/fleet/auth/secret"
 	"github.com/croft-cloud/croft/fleet/db"
@@ -107,7 +108,7 @@ func (s *Service) ConfirmTOTP(ctx context.Context, c Client, p Principal, code s
 		if err != nil {
 			return err
 		}
-		if err := errors.Join(succeed(tx, paces), endSessions(tx, a.ID, p.Session)); err != nil {
+		if err := errors.Join(pace.Succeed(tx, paces), endSessions(tx, a.ID, p.Session)); err != nil {
 			return err
 		}
 		if err := s.record(tx, p, c, "totp.set", rights.Person, a.ID, nil, nil); err != nil {
@@ -117,6 +118,9 @@ func (s *Service) ConfirmTOTP(ctx context.Context, c Client, p Principal, code s
 		g.Recovery = codes
 		return err
 	})
+	if err == nil && p.Stage == rights.StageFull {
+		s.warnAccount(ctx, p.Account, "Your second factor was set up", "The app for one-time codes of your account was set up anew. The recovery codes from before are void.")
+	}
 	return g, err
 }
 
@@ -157,7 +161,7 @@ func (s *Service) SecondFactor(ctx context.Context, c Client, p Principal, code 
 	}
 	mine := false
 	if err := s.db.Read(ctx, func(tx *db.Tx) (err error) {
-		mine, err = known(tx, c, p.Account)
+		_, mine, err = known(tx, c, p.Account)
 		return err
 	}); err != nil {
 		return Grant{}, err
@@ -184,7 +188,7 @@ func (s *Service) SecondFactor(ctx context.Context, c Client, p Principal, code 
 		} else if err := s.useTOTP(tx, a.ID, code); err != nil {
 			return err
 		}
-		if err := succeed(tx, paces); err != nil {
+		if err := pace.Succeed(tx, paces); err != nil {
 			return err
 		}
 		g, err = s.begin(tx, c, a, rights.StageFull, "password", p.Session)

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"net/url"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -133,8 +134,8 @@ func (w *world) mail(to string) string {
 	w.settle()
 	w.mails.mu.Lock()
 	defer w.mails.mu.Unlock()
-	for i := len(w.mails.sent) - 1; i >= 0; i-- {
-		if text := w.mails.sent[i]; strings.HasPrefix(text, to+": ") {
+	for i, text := range slices.Backward(w.mails.sent) {
+		if strings.HasPrefix(text, to+": ") {
 			w.mails.sent = append(w.mails.sent[:i], w.mails.sent[i+1:]...)
 			return text
 		}

@@ -10,7 +10,6 @@ package notice
 
 import (
 	"fmt"
-	"slices"
 	"strings"
 
 	"github.com/croft-cloud/croft"
@@ -63,12 +62,15 @@ const (
 // split is the news that is still news, and what is over. What began and ended in
 // one message is over.
 func split(news []News) (now, over []News) {
+	ended := map[string]bool{}
 	for _, n := range news {
-		ended := func(o News) bool { return o.Alert == n.Alert && o.State == Resolved }
-		switch {
-		case n.State == Resolved:
+		if n.State == Resolved {
+			ended[n.Alert] = true
 			over = append(over, n)
-		case !slices.ContainsFunc(news, ended):
+		}
+	}
+	for _, n := range news {
+		if !ended[n.Alert] {
 			now = append(now, n)
 		}
 	}

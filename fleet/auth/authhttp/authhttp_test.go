@@ -6,9 +6,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"mime/multipart"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"os"
 	"regexp"
 	"strings"
 	"sync"
@@ -51,7 +53,7 @@ func (pages) Done(w http.ResponseWriter, r *http.Request, a authhttp.Answer) {
 
 func (pages) Failed(w http.ResponseWriter, _ *http.Request, status int, err error) {
 	w.WriteHeader(status)
-	fmt.Fprintf(w, "page: %v", err)
+	_, _ = fmt.Fprintf(w, "page: %v", err)
 }
 
 type world struct {
@@ -81,7 +83,7 @@ func each(t *testing.T, test func(t *testing.T, w *world)) {
 		mux := http.NewServeMux()
 		mux.Handle("/auth/", w.door.Handler())
 		page := http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
-			fmt.Fprintf(rw, "%s|%s", rights.FromContext(r.Context()).Account, w.door.FormToken(rw, r))
+			_, _ = fmt.Fprintf(rw, "%s|%s", rights.FromContext(r.Context()).Account, w.door.FormToken(rw, r))
 		})
 		mux.Handle("/page", page)
 		mux.Handle("GET /staff", w.door.Require(rights.Staff, rights.Read, page))
@@ -388,6 +390,42 @@ func TestBadInput(t *testing.T) {
 		}
 		t.Error("40 tries were let through")
 	})
+}
+
+func TestFilesOfFormsAreRemoved(t *testing.T) {
+	dir := t.TempDir()
+	t.Setenv("TMPDIR", dir)
+	each(t, func(t *testing.T, w *world) {
+		ann, stranger := w.owner("ann@example.org"), w.browser()
+		upload := func(b *browser, path string) int {
+			var body bytes.Buffer
+			form := multipart.NewWriter(&body)
+			must(t, form.WriteField(authhttp.FormField, b.token()))
+			file, err := form.CreateFormFile("file", "serials.csv")
+			must(t, err)
+			_, err = file.Write(bytes.Repeat([]byte("x"), 4<<20))
+			must(t, err)
+			must(t, form.Close())
+			r := httptest.NewRequest(http.MethodPost, origin+path, &body)
+			r.Header.Set("Content-Type", form.FormDataContentType())
+			return b.do(r).Code
+		}
+		for range 3 {
+			if status := upload(ann, "/page"); status != http.StatusOK {
+				t.Errorf("an upload: %d", status)
+			}
+			if status := upload(stranger, "/auth/link"); status != http.StatusForbidden {
+				t.Errorf("an upload of a stranger: %d", status)
+			}
+		}
+	})
+	left, err := os.ReadDir(dir)
+	must(t, err)
+	for _, one := range left {
+		if strings.HasPrefix(one.Name(), "multipart-") {
+			t.Errorf("%s was left", one.Name())
+		}
+	}
 }
 
 func TestStatus(t *testing.T) {

@@ -125,6 +125,11 @@ func (s *Door) Guard(next http.Handler) http.Handler {
 		r.Body = http.MaxBytesReader(w, r.Body, s.cfg.MaxBody)
 		p, err := s.identify(r)
 		r = r.WithContext(rights.NewContext(r.Context(), p))
+		defer func() {
+			if r.MultipartForm != nil { // the server forgets its files, as it knows another copy of the request
+				_ = r.MultipartForm.RemoveAll() // of a folder for temporary files
+			}
+		}()
 		if err != nil {
 			s.fail(w, r, err)
 			return
@@ -234,7 +239,9 @@ func (s *Door) checkForm(r *http.Request, p rights.Principal) error {
 		case "application/x-www-form-urlencoded":
 			err = r.ParseForm()
 		case "multipart/form-data":
-			err = r.ParseMultipartForm(1 << 20)
+			if p.Session != "" { // strangers have no files to bring
+				err = r.ParseMultipartForm(1 << 20)
+			}
 		}
 		if err != nil {
 			return usage("the form cannot be read or is too long")
@@ -288,6 +295,7 @@ func StatusOf(err error) int {
 		return http.StatusForbidden
 	case croft.KindMissing, croft.KindNoSpace:
 		return http.StatusServiceUnavailable
+	case croft.KindOther:
 	}
 	return http.StatusInternalServerError
 }
@@ -298,8 +306,7 @@ func (s *Door) fail(w http.ResponseWriter, r *http.Request, err error) {
 	if status >= 500 && r.Context().Err() == nil {
 		s.log.Error("request cannot be answered", "path", r.URL.Path, "error", err)
 	}
-	var soon *auth.TooSoonError
-	if errors.As(err, &soon) {
+	if soon, ok := errors.AsType[*auth.TooSoonError](err); ok {
 		w.Header().Set("Retry-After", strconv.Itoa(int(time.Until(soon.Until).Seconds())+1))
 	}
 	if status == http.StatusUnauthorized {

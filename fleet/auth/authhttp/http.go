@@ -254,7 +254,12 @@ func (s *Door) Handler() http.Handler {
 	return mux
 }
 
+// maxFields is how long the body of a request to a route may be; an answer with an
+// attestation of a passkey has a few KiB.
+const maxFields = 256 << 10
+
 func (s *Door) serve(w http.ResponseWriter, r *http.Request, route Route) {
+	r.Body = http.MaxBytesReader(w, r.Body, maxFields)
 	k := &call{Service: s.auth, door: s, w: w, r: r, c: s.Client(r), p: rights.FromContext(r.Context())}
 	var (
 		answer Answer

@@ -87,6 +87,7 @@ CREATE TABLE auth_browsers (
   hash    BYTEA  NOT NULL,
   account TEXT   NOT NULL REFERENCES auth_accounts (id),
   seen    BIGINT NOT NULL,
+  proved  BIGINT NOT NULL,      -- whether all of a sign-in was done in it, not only a link from a mail opened
   PRIMARY KEY (hash, account)
 );
 CREATE TABLE auth_pace (

@@ -16,6 +16,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/netip"
+	"net/url"
 	"regexp"
 	"slices"
 	"strings"
@@ -78,12 +80,22 @@ func New(cfg Config, origin string, client *http.Client) (*Provider, error) {
 	if !names.MatchString(cfg.Name) || cfg.Issuer == "" || cfg.ClientID == "" || len(cfg.Roles) == 0 {
 		return nil, fmt.Errorf("provider %q: name, issuer, client id or roles are missing or malformed", cfg.Name)
 	}
+	issuer, err := url.Parse(cfg.Issuer)
+	if err != nil || issuer.Host == "" || issuer.Scheme != "https" && !local(issuer.Hostname()) {
+		return nil, fmt.Errorf("provider %q: issuer %q is not like https://accounts.example.org", cfg.Name, cfg.Issuer)
+	}
 	for group, role := range cfg.Roles {
 		if !role.Staff() {
 			return nil, fmt.Errorf("provider %q: group %q has role %q, which is none of staff", cfg.Name, group, role)
 		}
 	}
 	return &Provider{cfg: cfg, origin: origin, client: client}, nil
+}
+
+// local reports whether a host is this machine, where nobody listens in.
+func local(host string) bool {
+	ip, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && ip.IsLoopback()
 }
 
 // discover asks the provider about itself, once it answers.
@@ -123,7 +135,7 @@ func (p *Provider) Begin(ctx context.Context) (Voyage, func(state secret.Text) s
 	}, nil
 }
 
-// Exchange is who came back with the code.
+// Exchange is who came back with the code. With [ErrNoRole] it says who has none.
 func (p *Provider) Exchange(ctx context.Context, v Voyage, code string) (Person, error) {
 	d, err := p.discover(ctx)
 	if err != nil {
@@ -151,7 +163,7 @@ func (p *Provider) Exchange(ctx context.Context, v Voyage, code string) (Person,
 	}
 	role := p.role(claims)
 	if role == "" {
-		return Person{}, ErrNoRole
+		return Person{Issuer: id.Issuer, Subject: id.Subject}, ErrNoRole
 	}
 	name, _ := claims["name"].(string)
 	if name == "" {

@@ -34,14 +34,6 @@ func Roles() []Role { return []Role{RoleOwner, RoleSupport, RoleOperator, RoleAd
 // Staff reports whether r works for the fleet.
 func (r Role) Staff() bool { return r == RoleSupport || r == RoleOperator || r == RoleAdmin }
 
-// ParseRole accepts exactly the roles.
-func ParseRole(s string) (Role, error) {
-	if r := Role(s); slices.Contains(Roles(), r) {
-		return r, nil
-	}
-	return "", usage("%.40q is no role; there are owner, support, operator and admin", s)
-}
-
 // Resource is a kind of thing somebody may do something to.
 type Resource string
 
@@ -204,7 +196,7 @@ func Reach(p Principal, resource Resource, action Action) Whose {
 // ParseScopes reads permissions with spaces between them, sorted and once each.
 func ParseScopes(text string) ([]Permission, error) {
 	var scopes []Permission
-	for _, word := range strings.Fields(text) {
+	for word := range strings.FieldsSeq(text) {
 		p, err := ParsePermission(word)
 		if err != nil {
 			return nil, err

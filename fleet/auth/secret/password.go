@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -76,10 +77,8 @@ func checkPassword(password Text, email, name string) error {
 	case small == email || (name != "" && small == strings.ToLower(name)):
 		return usage("the password is your name or address")
 	}
-	for _, bad := range worst {
-		if small == bad {
-			return usage("this password is one of those that are guessed first")
-		}
+	if slices.Contains(worst, small) {
+		return usage("this password is one of those that are guessed first")
 	}
 	return nil
 }

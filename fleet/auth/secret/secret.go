@@ -13,19 +13,36 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"unique"
 )
 
 const hidden = "[hidden]"
 
 // Text is a text that must not stand in a log: printed in any way, logged or
 // made into JSON it is "[hidden]". [Text.Reveal] is the only way to it.
-type Text struct{ text string }
+//
+// Two are equal if their texts are; the zero value is the empty one.
+type Text struct {
+	// A pointer: package fmt asks no methods of fields that are not exported, and
+	// prints what stands in them.
+	text unique.Handle[string]
+}
 
 // New hides text.
-func New(text string) Text { return Text{text} }
+func New(text string) Text {
+	if text == "" {
+		return Text{}
+	}
+	return Text{unique.Make(text)}
+}
 
 // Reveal is the text. Whoever calls it sends it where it belongs, at once.
-func (s Text) Reveal() string { return s.text }
+func (s Text) Reveal() string {
+	if s == (Text{}) {
+		return ""
+	}
+	return s.text.Value()
+}
 
 // String implements fmt.Stringer.
 func (Text) String() string { return hidden }
@@ -43,13 +60,13 @@ func (Text) MarshalText() ([]byte, error) { return []byte(hidden), nil }
 func Random() Text {
 	var raw [32]byte
 	_, _ = rand.Read(raw[:]) // it never fails
-	return Text{base64.RawURLEncoding.EncodeToString(raw[:])}
+	return New(base64.RawURLEncoding.EncodeToString(raw[:]))
 }
 
 // Hash is what tables hold of a secret that Random drew. Nobody finds
 // 256 bits by trying, so a plain hash is enough.
 func (s Text) Hash() []byte {
-	sum := sha256.Sum256([]byte(s.text))
+	sum := sha256.Sum256([]byte(s.Reveal()))
 	return sum[:]
 }
 
@@ -86,16 +103,16 @@ func NewKeys(key []byte) (Keys, error) {
 // Tag is the HMAC of the parts, one purpose apart from the other.
 func (k Keys) Tag(purpose string, parts ...string) []byte {
 	mac := hmac.New(sha256.New, k.mac)
-	fmt.Fprintf(mac, "%s\x00", purpose)
+	_, _ = fmt.Fprintf(mac, "%s\x00", purpose)
 	for _, part := range parts {
-		fmt.Fprintf(mac, "%d:%s", len(part), part)
+		_, _ = fmt.Fprintf(mac, "%d:%s", len(part), part)
 	}
 	return mac.Sum(nil)
 }
 
 // Encrypt seals a secret, so that it opens for the same account only.
 func (k Keys) Encrypt(account string, s Text) []byte {
-	return k.seal.Seal(nil, nil, []byte(s.text), []byte(account))
+	return k.seal.Seal(nil, nil, []byte(s.Reveal()), []byte(account))
 }
 
 // Decrypt opens what Encrypt sealed for the account.
@@ -104,5 +121,5 @@ func (k Keys) Decrypt(account string, sealed []byte) (Text, error) {
 	if err != nil {
 		return Text{}, errors.New("decrypt secret: the fleet's key is another one than when it was stored, or the row was changed")
 	}
-	return Text{string(text)}, nil
+	return New(string(text)), nil
 }

@@ -2,6 +2,7 @@ package secret_test
 
 import (
 	"bytes"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"log/slog"
@@ -9,11 +10,8 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/crypto/argon2"
-
 	"github.com/pquerna/otp/totp"
-
-	"encoding/base64"
+	"golang.org/x/crypto/argon2"
 
 	"github.com/croft-cloud/croft/fleet/auth/secret"
 )
@@ -30,19 +28,23 @@ func keys(t *testing.T, fill byte) secret.Keys {
 func TestTextsHideThemselves(t *testing.T) {
 	s := secret.New("sesame")
 	type row struct{ S secret.Text }
+	type inner struct{ s secret.Text } // package fmt asks nothing of fields that are not exported
 	var log bytes.Buffer
-	slog.New(slog.NewTextHandler(&log, nil)).Info("x", "s", s, "row", row{s})
-	slog.New(slog.NewJSONHandler(&log, nil)).Info("x", "s", s, "row", row{s}, "p", &s)
+	slog.New(slog.NewTextHandler(&log, nil)).Info("x", "s", s, "row", row{s}, "inner", inner{s})
+	slog.New(slog.NewJSONHandler(&log, nil)).Info("x", "s", s, "row", row{s}, "p", &s, "inner", inner{s})
 	text, err := json.Marshal(map[string]any{"s": s, "row": &row{s}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	all := log.String() + string(text)
 	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%d"} {
-		all += fmt.Sprintf(verb+verb+verb, s, row{s}, &row{s})
+		all += fmt.Sprintf(verb+verb+verb+verb+verb, s, row{s}, &row{s}, inner{s}, &inner{s})
 	}
 	if strings.Contains(all, "sesame") || strings.Contains(all, fmt.Sprintf("%x", "sesame")) || s.Reveal() != "sesame" {
 		t.Errorf("the secret shows: %s", all)
+	}
+	if secret.New("sesame") != s || secret.New("") != (secret.Text{}) || (secret.Text{}).Reveal() != "" {
+		t.Error("texts that are the same are not equal")
 	}
 	if a, b := secret.Random(), secret.Random(); a == b || len(a.Reveal()) != 43 || bytes.Equal(a.Hash(), b.Hash()) {
 		t.Error("two secrets are the same, or have another length")
