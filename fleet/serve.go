@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -70,6 +71,9 @@ func (f *Fleet) openPorts(ctx context.Context) (err error) {
 		{Name: "wiper", Run: f.wiper.run},
 		{Name: "authority", Run: f.authority.follow},
 		{Name: "issuing_key", Run: f.authority.renew},
+		{Name: "audit", Run: func(ctx context.Context) error {
+			return f.watchAudit(ctx, filepath.Join(f.cfg.Dir, "audit-heads.json"))
+		}},
 		{Name: "shut_out", Run: f.shutOut},
 	}
 	if f.cfg.BrokerFiles != "" {

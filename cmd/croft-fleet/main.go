@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	_ "time/tzdata" // quiet hours are in the zones of owners, wherever this runs
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"

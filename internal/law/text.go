@@ -95,12 +95,14 @@ floors: a package imports lower floors only
   4  fleet/ingest             telemetry in: topic rights, validation, dedup
   3  fleet/timeseries/forward samples on their way to another store, by remote write
   4  fleet/timeseries         time-series store, PromQL API
+  3  fleet/alert/batch        many rows by one statement
   3  fleet/alert/notice       an alert in words, and its way to people
   4  fleet/alert              alert rules and who is told
   4  fleet/rollout            releases, waves, pause and halt
   4  fleet/payout             rewards per epoch, ledger, payouts
   3  fleet/auth/rights        who may do what to whose things
   3  fleet/auth/secret        what hides itself, keys, passwords, one-time codes
+  4  fleet/auth/pace          how often something may be tried
   4  fleet/auth/oidclogin     staff by the identity provider they have
   4  fleet/auth/smtp          mails out
   5  fleet/auth               people: sessions, passkeys, roles, tokens
