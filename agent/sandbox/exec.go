@@ -375,7 +375,5 @@ func (s *Sandbox) clearPipes() error {
 
 // onlyReader and onlyWriter hide shortcuts of io.Copy's that would block in the
 // kernel, where nobody can end them, or buffer without bound.
-type (
-	onlyReader struct{ io.Reader }
-	onlyWriter struct{ io.Writer }
-)
+type onlyReader struct{ io.Reader }
+type onlyWriter struct{ io.Writer }
