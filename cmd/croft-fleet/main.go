@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	_ "time/tzdata" // quiet hours are in the zones of owners, wherever this runs
 
 	"github.com/spf13/cobra"
@@ -19,7 +20,15 @@ import (
 	"github.com/croft-cloud/croft/internal/version"
 )
 
+// gcPercent makes the garbage collector run when the heap has grown by half: most of the
+// memory is series of readings that stay. It saves 28 % of memory for 13 % more processor
+// time a message (docs/benchmarks.md). GOGC overrides it.
+const gcPercent = 50
+
 func main() {
+	if _, set := os.LookupEnv("GOGC"); !set {
+		debug.SetGCPercent(gcPercent)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second Ctrl-C ends the program at once
 	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)

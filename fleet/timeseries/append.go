@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"regexp"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/prometheus/model/value"
 	"github.com/prometheus/prometheus/prompb"
 	"github.com/prometheus/prometheus/storage"
+	"github.com/prometheus/prometheus/tsdb"
 	"github.com/prometheus/prometheus/tsdb/chunks"
 
 	"github.com/croft-cloud/croft"
@@ -139,13 +140,16 @@ func (s *Store) append(ctx context.Context, device croft.DeviceID, samples []Sam
 	}
 	app := raw.Appender(ctx)
 	var (
-		builder = labels.NewScratchBuilder(maxLabels + 2)
-		scratch labels.Labels
+		series = seriesOf{app: app, builder: labels.NewScratchBuilder(maxLabels + 2)}
+		wrong  Reason // with the series
 	)
 	kept = make([]Sample, 0, len(samples))
-	for _, sample := range samples {
+	for i, sample := range samples {
 		at := sample.At.UnixMilli()
-		why := check(&builder, device, sample)
+		if i == 0 || !sameSeries(samples[i-1], sample) {
+			wrong = series.next(device, sample)
+		}
+		why := wrong
 		switch {
 		case why != "":
 		case sample.At.After(now.Add(maxAhead)):
@@ -156,8 +160,7 @@ func (s *Store) append(ctx context.Context, device croft.DeviceID, samples []Sam
 			if math.IsNaN(sample.Value) {
 				sample.Value = math.Float64frombits(value.NormalNaN)
 			}
-			builder.Overwrite(&scratch)
-			why = appendOne(app, &builder, scratch, at, sample.Value)
+			why = series.append(at, sample.Value)
 		}
 		if why != "" {
 			s.counts.refuse(why)
@@ -175,17 +178,42 @@ func (s *Store) append(ctx context.Context, device croft.DeviceID, samples []Sam
 	return kept, newest, nil
 }
 
-// appendOne adds a sample to the batch. Labels of a series that is known are not
-// copied.
-func appendOne(app storage.Appender, builder *labels.ScratchBuilder, scratch labels.Labels, at int64, v float64) Reason {
-	var ref storage.SeriesRef
-	if finder, ok := app.(storage.GetRef); ok {
-		ref, _ = finder.GetRef(scratch, scratch.Hash())
+// sameSeries reports whether two samples are of one series. Those of a batch mostly
+// come series by series, so that a series is looked at once for all its samples.
+func sameSeries(a, b Sample) bool { return a.Name == b.Name && slices.Equal(a.Labels, b.Labels) }
+
+// seriesOf is the series to which samples are appended now.
+type seriesOf struct {
+	app     storage.Appender
+	builder labels.ScratchBuilder
+	scratch labels.Labels     // valid until the next series
+	ref     storage.SeriesRef // 0: the database does not know it
+}
+
+// next goes to the series of a sample, or tells what is wrong with it.
+func (s *seriesOf) next(device croft.DeviceID, sample Sample) Reason {
+	if why := check(&s.builder, device, sample); why != "" {
+		return why
 	}
-	if ref == 0 {
-		scratch = builder.Labels()
+	s.ref = 0
+	if finder, ok := s.app.(storage.GetRef); ok {
+		s.builder.Overwrite(&s.scratch)
+		s.ref, _ = finder.GetRef(s.scratch, s.scratch.Hash())
 	}
-	_, err := app.Append(ref, scratch, at, v)
+	return ""
+}
+
+// append adds a sample. Labels are copied for the database if it does not know the
+// series, or has just forgotten it.
+func (s *seriesOf) append(at int64, v float64) Reason {
+	ref, err := s.ref, error(tsdb.ErrInvalidSample)
+	if ref != 0 {
+		_, err = s.app.Append(ref, labels.EmptyLabels(), at, v)
+	}
+	if errors.Is(err, tsdb.ErrInvalidSample) {
+		ref, err = s.app.Append(0, s.builder.Labels(), at, v)
+		s.ref = ref
+	}
 	switch {
 	case err == nil:
 		return ""
@@ -201,11 +229,21 @@ func appendOne(app storage.Appender, builder *labels.ScratchBuilder, scratch lab
 	return BadLabel // the storage's own checks, which are weaker than ours
 }
 
-var nameForm = regexp.MustCompile(`^[a-zA-Z_][a-zA-Z0-9_]*$`)
+// isName reports whether a name is of letters, digits and '_', with no digit first.
+func isName(name string) bool {
+	for i := range len(name) {
+		switch c := name[i]; {
+		case c == '_', 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9' && i > 0:
+		default:
+			return false
+		}
+	}
+	return name != ""
+}
 
 // check fills builder with the series' labels, or tells what is wrong.
 func check(builder *labels.ScratchBuilder, device croft.DeviceID, sample Sample) Reason {
-	if len(sample.Name) > maxName || !nameForm.MatchString(sample.Name) {
+	if len(sample.Name) > maxName || !isName(sample.Name) {
 		return BadName
 	}
 	if len(sample.Labels) > maxLabels {
@@ -215,7 +253,7 @@ func check(builder *labels.ScratchBuilder, device croft.DeviceID, sample Sample)
 	builder.Add(labels.MetricName, sample.Name)
 	builder.Add(deviceLabel, string(device))
 	for i, l := range sample.Labels {
-		if len(l.Name) > maxName || !nameForm.MatchString(l.Name) || len(l.Name) > 1 && l.Name[:2] == "__" ||
+		if len(l.Name) > maxName || !isName(l.Name) || len(l.Name) > 1 && l.Name[:2] == "__" ||
 			len(l.Value) > maxValue || !utf8.ValidString(l.Value) {
 			return BadLabel
 		}

@@ -17,11 +17,11 @@ import (
 )
 
 func appendAt(app storage.Appender, d croft.DeviceID, at time.Time) Reason {
-	builder := labels.NewScratchBuilder(4)
-	if why := check(&builder, d, gauge("a", at, 1)); why != "" {
+	series := seriesOf{app: app, builder: labels.NewScratchBuilder(4)}
+	if why := series.next(d, gauge("a", at, 1)); why != "" {
 		return why
 	}
-	return appendOne(app, &builder, builder.Labels(), at.UnixMilli(), 1)
+	return series.append(at.UnixMilli(), 1)
 }
 
 // TestDaysBecomeFiveMinuteValues lets six days pass with one sample a minute:

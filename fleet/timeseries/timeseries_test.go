@@ -152,6 +152,31 @@ func TestWhatIsWrongIsRefusedAndCountedAndTheRestIsStored(t *testing.T) {
 	}
 }
 
+func TestABatchMixesSeriesInAnyOrder(t *testing.T) {
+	s := open(t, Config{})
+	now := time.Now()
+	at := func(ago int) time.Time { return now.Add(-time.Duration(ago) * time.Second) }
+	for round := range 2 { // of series that are new, and of those that are known
+		from := 20 - 10*round
+		n, err := s.Append(t.Context(), device(1), []Sample{
+			gauge("a", at(from), 1, "k", "x"), gauge("a", at(from-1), 1, "k", "x"), gauge("a", at(from), 10, "k", "y"),
+			gauge("no-name", at(from), 1), gauge("no-name", at(from-1), 1), gauge("a", at(from-1), 10, "k", "y"),
+			gauge("b", at(from), 100, "k", "y"), gauge("a", at(from-2), 1, "k", "x"),
+		})
+		if err != nil || n != 6 {
+			t.Fatalf("%d stored, %v", n, err)
+		}
+	}
+	for query, want := range map[string]string{"sum by (k) (sum_over_time(a[1m]))": "k=x 6\nk=y 40", "sum by (k) (sum_over_time(b[1m]))": "k=y 200"} {
+		if got := instant(t, s, everything, query, now); got != want {
+			t.Errorf("%s: got %q, want %q", query, got, want)
+		}
+	}
+	if got := s.Stats().Refused[BadName]; got != 4 {
+		t.Errorf("%d names were refused, want 4", got)
+	}
+}
+
 func TestABoxCannotHaveMoreSeriesThanItsBudget(t *testing.T) {
 	s := open(t, Config{DeviceSeries: 3, MaxSeries: 5})
 	now := time.Now()
