@@ -11,6 +11,8 @@ CROFT := go run ./cmd/croft
 TOOL := go tool -modfile=internal/tools/go.mod
 FUZZTIME ?= 30s
 RUNTIME := $(CURDIR)/build/runtime
+# Pictures of every page, for whoever looks at a CI run.
+SCREENSHOTS := $(CURDIR)/build/screenshots
 GO_RUNTIME = GOWORK=off GOFLAGS="-trimpath -buildvcs=false" go build -ldflags="-s -w -buildid=" -o $(RUNTIME)/
 
 help: ## list the targets
@@ -58,13 +60,13 @@ runtime: ## the programs that integration tests run, into build/runtime
 	go build -o $(RUNTIME)/ ./cmd/croft-chaind
 
 integration: runtime ## tests with real neighbours (build tag integration)
-	set -x; export CROFT_RUNTIME=$(RUNTIME); go test -tags integration -count=1 -timeout 30m \
+	set -x; export CROFT_RUNTIME=$(RUNTIME) CROFT_SCREENSHOTS=$(SCREENSHOTS); go test -tags integration -count=1 -timeout 30m \
 		$$(grep -rlE --include='*_test.go' --exclude-dir=runtime '^//go:build .*\bintegration\b|dbtest\.' . | xargs -n1 dirname | sort -u); \
 		cd images/runtime && go test -tags integration -count=1 ./... && cd croft-runsc && go test -count=1 ./...
 	cd images/gokrazy && go test -count=1 ./...
 
 vm: ## boot, faults, power cuts and slots in QEMU (build tag vm)
-	go test -tags vm -count=1 -timeout 70m -p 1 -parallel 2 -v ./internal/rig/... ./internal/vmtest/...
+	CROFT_SCREENSHOTS=$(SCREENSHOTS) go test -tags vm -count=1 -timeout 70m -p 1 -parallel 2 -v ./internal/rig/... ./internal/vmtest/...
 
 bench: runtime ## benchmarks, in QEMU too; docs/benchmarks.md holds the figures
 	CROFT_RUNTIME=$(RUNTIME) go test -tags integration -run '^$$' -bench . -benchmem -timeout 40m -p 1 ./agent/hosting ./agent/sandbox
