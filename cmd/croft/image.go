@@ -26,7 +26,7 @@ import (
 
 func newImageCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "image", Short: "Build, inspect and write disk images, and say what they join", Args: noCommand, RunE: help}
-	cmd.AddCommand(newImageBuildCommand(), newImageInspectCommand(), newImageNetworkCommand(), newImageWriteCommand())
+	cmd.AddCommand(newImageBuildCommand(), newImageInspectCommand(), newImageNetworkCommand(), newImageVoucherCommand(), newImageWriteCommand())
 	return cmd
 }
 
@@ -198,6 +198,40 @@ already, any computer can put the file there, as croft/network.json.`,
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "boxes with %s join %s\n", args[0], network.Chain.ID)
 			return nil
+		},
+	}
+}
+
+func newImageVoucherCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "voucher IMAGE [FILE]",
+		Short: "Give an image the voucher of one box, by which its fleet knows it",
+		Long: `Give an image the voucher of one box, by which its fleet knows it.
+
+The voucher is read from FILE, or from standard input. It goes onto the image's EFI
+partition, in the place of the one that may be there. Write the image to that box
+alone: a voucher lets in the first box that comes with it.`,
+		Example: `  croft factory voucher 2026-11 CR-4821-3077-5567 | croft image voucher box.img`,
+		Args:    session.Args(1, 2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			in := cmd.InOrStdin()
+			if len(args) == 2 {
+				f, err := os.Open(args[1])
+				if err != nil {
+					return &croft.Error{Kind: croft.KindNotFound, Err: fmt.Errorf("read the voucher: %w", err), Remedy: "`croft factory voucher` prints it"}
+				}
+				defer f.Close()
+				in = f
+			}
+			raw, err := io.ReadAll(io.LimitReader(in, joinfile.MaxVoucher+64))
+			if err != nil {
+				return fmt.Errorf("read the voucher: %w", err)
+			}
+			if err := media.SetVoucher(args[0], string(raw)); err != nil {
+				return err
+			}
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s is now for one box alone\n", args[0])
+			return err
 		},
 	}
 }

@@ -24,6 +24,21 @@ func SetNetwork(image string, network *joinfile.Network) error {
 	if err != nil {
 		return err
 	}
+	return putOnEFI(image, joinfile.Path, "network file", raw)
+}
+
+// SetVoucher puts a box's voucher onto the EFI partition of an image, as SetNetwork
+// does with the network file. The image is then one box's alone, and as secret as the
+// voucher.
+func SetVoucher(image, voucher string) error {
+	voucher, err := joinfile.ParseVoucher([]byte(voucher))
+	if err != nil {
+		return err
+	}
+	return putOnEFI(image, joinfile.VoucherPath, "voucher", []byte(voucher+"\n"))
+}
+
+func putOnEFI(image, path, what string, raw []byte) error {
 	about, err := Inspect(image)
 	if err != nil {
 		return err
@@ -38,13 +53,13 @@ func SetNetwork(image string, network *joinfile.Network) error {
 	part := about.Partitions[0]
 	esp, err := fat32.Read(disk, part.Size, part.Start, int64(about.Sector))
 	if err == nil {
-		err = replaceFile(esp, "/"+joinfile.Path, raw)
+		err = replaceFile(esp, "/"+path, raw)
 	}
 	if err == nil {
 		err = forgetFree(disk, part.Start)
 	}
 	if err := errors.Join(err, disk.Close()); err != nil {
-		return fmt.Errorf("put the network file onto the EFI partition of %s: %w", image, err)
+		return fmt.Errorf("put the %s onto the EFI partition of %s: %w", what, image, err)
 	}
 	return nil
 }

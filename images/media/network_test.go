@@ -129,3 +129,19 @@ func TestNoNetworkIsPutOnWhatIsNoImage(t *testing.T) {
 		t.Errorf("a network without a chain: %v", err)
 	}
 }
+
+func TestAVoucherIsPutOnTheImage(t *testing.T) {
+	path := newImage(t)
+	for _, voucher := range []string{"croft1.one-box.signature", "croft1.another.s"} {
+		if err := SetVoucher(path, "  "+voucher+"\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		got, err := readVolume(t, path).ReadFile(joinfile.VoucherPath, mib)
+		if err != nil || string(got) != voucher+"\n" {
+			t.Errorf("the image has %q, %v", got, err)
+		}
+	}
+	if err := SetVoucher(path, "two\nlines"); croft.KindOf(err) != croft.KindInvalid {
+		t.Errorf("two lines: %v", err)
+	}
+}

@@ -24,7 +24,7 @@ import (
 func New() *cobra.Command {
 	desk := &factory.Desk{}
 	cmd := session.Group("factory", "Make serial numbers, labels and vouchers for a batch of boxes",
-		newKeyCommand(desk), newBatchCommand(desk), newLabelsCommand(desk), newImportCommand(desk))
+		newKeyCommand(desk), newBatchCommand(desk), newLabelsCommand(desk), newVoucherCommand(desk), newImportCommand(desk))
 	cmd.Long = `Make serial numbers, labels and vouchers for a batch of boxes.
 
 Each box gets a serial number, a secret for its sticker, and a voucher, by which
@@ -186,6 +186,39 @@ Sheets:
 	}
 	session.Complete(cmd, "sheet", names...)
 	return cmd
+}
+
+func newVoucherCommand(desk *factory.Desk) *cobra.Command {
+	return &cobra.Command{
+		Use:   "voucher NAME SERIAL",
+		Short: "Print the voucher of one box of a batch, for its image",
+		Long: `Print the voucher of one box of a batch, for its image.
+
+Whoever has it can bring one box into the fleet in the place of this one: pass it on
+without showing it.`,
+		Example: `  croft factory voucher 2026-11 CR-4821-3077-5567 | croft image voucher box.img`,
+		Args:    session.Args(2, 2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			b, err := desk.Batch(args[0])
+			if err != nil {
+				return err
+			}
+			serial, err := factory.ParseSerial(args[1])
+			if err != nil {
+				return err
+			}
+			for _, box := range b.Boxes {
+				if box.Serial == serial {
+					_, err := fmt.Fprintln(cmd.OutOrStdout(), box.Voucher)
+					return err
+				}
+			}
+			return &croft.Error{
+				Kind: croft.KindNotFound, Err: fmt.Errorf("batch %s has no box %s", b.Name, serial),
+				Remedy: "look at its labels",
+			}
+		},
+	}
 }
 
 func newImportCommand(desk *factory.Desk) *cobra.Command {

@@ -103,6 +103,11 @@ func TestOneLabelAgain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	for _, box := range b.Boxes {
+		if out := mustRun(t, "--dir", "desk", "voucher", "one", string(box.Serial)); out != box.Voucher+"\n" {
+			t.Errorf("voucher of %s: %s", box.Serial, out)
+		}
+	}
 	typed := strings.ToLower(strings.ReplaceAll(string(b.Boxes[1].Serial), "-", " "))
 	if out := mustRun(t, "--dir", "desk", "labels", "one", "--address", address, "--only", typed); !strings.HasPrefix(out, "Labels of 1 box.\n") {
 		t.Errorf("it says %s", out)
@@ -149,6 +154,9 @@ func TestWrongCommandLines(t *testing.T) {
 		{"labels one --address " + address + " --out croft-factory/factory.pem", "may be a key or a batch", croft.KindUsage},
 		{"labels one --address " + address + " --out croft-factory", "no plain file", croft.KindRefused},
 		{"labels two --address " + address, "choose one of: one", croft.KindNotFound},
+		{"voucher two CR-4821-3077-5567", "choose one of: one", croft.KindNotFound},
+		{"voucher one CR-4821-3077-5567", "has no box", croft.KindNotFound},
+		{"voucher one CR-4821-3077-5568", "mistyped", croft.KindUsage},
 		{"import two", "choose one of: one", croft.KindNotFound},
 		{"import ../one", "it is also the name of files", croft.KindUsage},
 		{"import one --out link", "no plain file", croft.KindRefused},
@@ -172,7 +180,7 @@ func TestWrongCommandLines(t *testing.T) {
 
 func TestHelp(t *testing.T) {
 	var got strings.Builder
-	for _, verb := range []string{"", "key", "batch", "labels", "import"} {
+	for _, verb := range []string{"", "key", "batch", "labels", "voucher", "import"} {
 		args := append(strings.Fields(verb), "--help")
 		got.WriteString("$ croft factory " + strings.Join(args, " ") + "\n" + mustRun(t, args...) + "\n")
 	}
