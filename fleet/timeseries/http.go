@@ -25,6 +25,11 @@ import (
 const (
 	maxForm   = 1 << 20 // bytes of a POST body
 	maxSeries = 100_000 // lines of an answer of series, labels and values
+
+	// maxSelectors is how many match[] one request may have: each looks through all
+	// series, and no turn is waited for as with queries.
+	maxSelectors = 64
+
 	// promVersion is the version of Prometheus whose query language and API
 	// these are; Grafana chooses by it what it offers.
 	promVersion = "3.11.3"
@@ -323,6 +328,9 @@ func (s *Store) look(a *asked, do func(ctx context.Context, q storage.Querier, s
 	to, err := a.time("end", time.Now().Add(maxAhead))
 	if err != nil {
 		return err
+	}
+	if n := len(a.Form["match[]"]); n > maxSelectors {
+		return badRequest{fmt.Errorf("there are %d match[], at most %d are allowed", n, maxSelectors)}
 	}
 	selectors, err := s.parser.ParseMetricSelectors(a.Form["match[]"])
 	if err != nil {

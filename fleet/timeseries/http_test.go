@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -111,6 +112,8 @@ func TestTheAPIRefusesAsPrometheusDoes(t *testing.T) {
 		{"query_range", url.Values{"query": {"a"}, "end": {"1"}, "step": {"1"}}, 400, "bad_data"},
 		{"series", nil, 400, "bad_data"},
 		{"series", url.Values{"match[]": {`{a=~".*"}`}}, 400, "bad_data"},
+		{"series", url.Values{"match[]": slices.Repeat([]string{"a"}, 65)}, 400, "bad_data"},
+		{"labels", url.Values{"match[]": slices.Repeat([]string{"a"}, 65)}, 400, "bad_data"},
 		{"labels", url.Values{"match[]": {"{"}}, 400, "bad_data"},
 		{"label/%ff/values", nil, 400, "bad_data"},
 		{"nothing", nil, 404, "not_found"},

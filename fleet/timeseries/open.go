@@ -1,6 +1,7 @@
 package timeseries
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -188,6 +189,13 @@ func (s *Store) openDatabase(dir string, age time.Duration, opts *tsdb.Options, 
 		return nil, err
 	}
 	k.db.Store(db)
+	// A log of late samples that was read once is not to be read again: it says which of
+	// its samples lie in files of chunks, and a kill loses the end of such a file. The
+	// first start after it sees that; the second one, with newer files there, does not
+	// and would drop the samples.
+	if err := db.CompactOOOHead(context.Background()); err != nil {
+		s.log.Warn("late samples stay in their log for now", "database", filepath.Base(dir), "err", err)
+	}
 	return &database{DB: db, budget: b, metrics: metrics}, nil
 }
 

@@ -192,7 +192,8 @@ func (t taken) total() (sum int64) {
 }
 
 // take reads the oldest frames, up to about so many bytes of payload; none: the
-// spool is empty. They stay until done.
+// spool is empty. They stay until done. It fails only if the very next frame
+// cannot be read, which [spool.skip] is for.
 func (s *spool) take(bytes int) (taken, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -212,6 +213,10 @@ func (s *spool) take(bytes int) (taken, error) {
 			continue
 		}
 		if err := s.takeFile(file, &t, &bytes); err != nil {
+			if len(t.payloads) > 0 {
+				return t, nil // what lies before the damage goes first
+			}
+			s.pos = t.end
 			return taken{}, err
 		}
 	}
@@ -267,7 +272,7 @@ func (s *spool) done(t taken) error {
 	return nil
 }
 
-// skip gives up the file that cannot be read.
+// skip gives up what is left of the file that take could not read.
 func (s *spool) skip() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -65,3 +65,38 @@ func TestADamagedSpoolGivesUpOnlyWhatIsDamaged(t *testing.T) {
 		})
 	}
 }
+
+func TestDamageWhileItRunsCostsOneFile(t *testing.T) {
+	s, err := openSpool(t.TempDir(), 1<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = s.close() }()
+	s.fileAt = 1 // a file each
+	for i := range 4 {
+		if err := s.put(fmt.Append(nil, i), 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(s.path(s.files[1].number), []byte("rotten, and as long as it was"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var sent []string
+	for range 10 { // as sendSome does
+		got, err := s.take(1 << 20)
+		if err != nil {
+			err = s.skip()
+		} else {
+			for _, p := range got.payloads {
+				sent = append(sent, string(p))
+			}
+			err = s.done(got)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if waiting, lost := s.numbers(); fmt.Sprint(sent) != "[0 2 3]" || waiting != 0 || lost != 1 {
+		t.Errorf("sent %v, %d wait, %d are lost", sent, waiting, lost)
+	}
+}
