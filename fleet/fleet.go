@@ -250,7 +250,7 @@ func (f *Fleet) openPeople(ctx context.Context) (err error) {
 	return err
 }
 
-func (f *Fleet) openSeries(context.Context) (err error) {
+func (f *Fleet) openSeries(ctx context.Context) (err error) {
 	cfg := f.cfg.Series
 	cfg.TrustClock = f.cfg.TrustClock
 	cfg.Dir, cfg.Log = filepath.Join(f.cfg.Dir, "readings"), f.log
@@ -261,7 +261,8 @@ func (f *Fleet) openSeries(context.Context) (err error) {
 		f.log.Warn("readings were lost", "what", l.What, "from", l.From, "to", l.To, "bytes", l.Bytes, "kept", l.Kept)
 	}
 	f.wiper = newWiper(f.db, f.series, cfg.Dir)
-	return nil
+	_, err = f.wiper.read(ctx) // before the first message comes
+	return err
 }
 
 // openBoxes makes the stores of boxes and jobs, and their way in. What goes down to
@@ -284,7 +285,7 @@ func (f *Fleet) openBoxes(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	f.sink = newSink(f.db, f.devices, f.jobs, f.series)
+	f.sink = newSink(f.db, f.devices, f.jobs, f.series, f.wiper)
 	cfg := ingest.Config{Sink: f.sink, Revoked: f.revoked.Device, Notice: f.notice, Log: f.log, Workers: mostTogether}
 	if cfg.External = f.cfg.External; cfg.External != nil {
 		external := *cfg.External

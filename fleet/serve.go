@@ -75,6 +75,7 @@ func (f *Fleet) openPorts(ctx context.Context) (err error) {
 			return f.watchAudit(ctx, filepath.Join(f.cfg.Dir, "audit-heads.json"))
 		}},
 		{Name: "shut_out", Run: f.shutOut},
+		{Name: "refusals", Run: f.tellRefused},
 	}
 	if f.cfg.BrokerFiles != "" {
 		files := &brokerFiles{dir: f.cfg.BrokerFiles, hosts: f.cfg.Hosts, authority: f.authority, devices: f.devices, db: f.db}
@@ -109,7 +110,7 @@ func (f *Fleet) serve(ctx context.Context, l net.Listener, t *tls.Config, h http
 		l = tls.NewListener(l, t)
 	}
 	server := &http.Server{
-		Handler:           h,
+		Handler:           inTime(h),
 		ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 32 << 10,
 		BaseContext: func(net.Listener) context.Context { return ctx },
 	}
@@ -130,6 +131,19 @@ func (f *Fleet) serve(ctx context.Context, l net.Listener, t *tls.Config, h http
 		return fmt.Errorf("serve %s: %w", l.Addr(), err)
 	}
 	return nil
+}
+
+// sendWithin is how long a client has to send the body of a request, unless its handler
+// says otherwise. Who is slower holds a connection for nothing.
+const sendWithin = 5 * time.Minute
+
+func inTime(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Body != http.NoBody {
+			_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(sendWithin)) // all servers have deadlines
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 // clientAddress is where a request to Web comes from: the connection, or what our

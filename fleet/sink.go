@@ -24,6 +24,7 @@ type sink struct {
 	devices *device.Store
 	jobs    *job.Store
 	series  *timeseries.Store
+	wiper   *wiper
 	down    *ingest.Ingest // to boxes; set before the first message comes
 
 	messages *gather[device.Message]
@@ -31,8 +32,8 @@ type sink struct {
 	greeted  *gather[croft.DeviceID]
 }
 
-func newSink(d *db.DB, devices *device.Store, jobs *job.Store, series *timeseries.Store) *sink {
-	s := &sink{db: d, devices: devices, jobs: jobs, series: series}
+func newSink(d *db.DB, devices *device.Store, jobs *job.Store, series *timeseries.Store, w *wiper) *sink {
+	s := &sink{db: d, devices: devices, jobs: jobs, series: series, wiper: w}
 	s.messages = newGather(mostTogether, func(ctx context.Context, all []device.Message) error {
 		_, err := devices.Receive(ctx, all)
 		return err
@@ -115,7 +116,7 @@ func (s *sink) JobStatus(ctx context.Context, id croft.DeviceID, m *fleetapi.Job
 // reading was made when it arrived.
 func (s *sink) Batch(ctx context.Context, id croft.DeviceID, m *fleetapi.Batch) error {
 	now := time.Now()
-	if _, err := s.series.Append(ctx, id, samplesOf(m, now)); err != nil {
+	if _, err := s.series.Append(ctx, id, s.wiper.keeps(id, samplesOf(m, now))); err != nil {
 		return err
 	}
 	s.devices.Seen(id, now)

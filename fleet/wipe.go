@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/croft-cloud/croft"
@@ -19,17 +21,29 @@ import (
 // topicWipe tells replicas that readings are to be removed.
 const topicWipe = "fleet_wipe"
 
-// wiper removes the readings of boxes whose owner has left: what a box did in one
-// household is not the next one's to see. Each replica has a store of readings of its
-// own, and a file beside it that says up to which order it has done this.
+// wiper removes the readings of boxes whose owner has left, those too that a box has
+// kept and brings later: what a box did in one household is not the next one's to see.
+// Each replica has a store of readings of its own, and a file beside it that says up to
+// which order it has done this.
 type wiper struct {
 	db     *db.DB
 	series *timeseries.Store
 	mark   string // file
+
+	mu   sync.Mutex
+	left map[croft.DeviceID]time.Time // guarded by mu; when the last owner left
 }
 
 func newWiper(d *db.DB, series *timeseries.Store, dir string) *wiper {
-	return &wiper{db: d, series: series, mark: filepath.Join(dir, "wiped")}
+	return &wiper{db: d, series: series, mark: filepath.Join(dir, "wiped"), left: map[croft.DeviceID]time.Time{}}
+}
+
+// keeps is those samples of a box that are not from the time of an owner who has left.
+func (w *wiper) keeps(id croft.DeviceID, samples []timeseries.Sample) []timeseries.Sample {
+	w.mu.Lock()
+	left := w.left[id]
+	w.mu.Unlock()
+	return slices.DeleteFunc(samples, func(s timeseries.Sample) bool { return s.At.Before(left) })
 }
 
 // order notes that readings of a box from before an instant are to be removed.
@@ -61,23 +75,14 @@ func (w *wiper) carryOut(ctx context.Context) error {
 		return fmt.Errorf("read up to where readings were removed: %w", err)
 	}
 	done, _ := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64) // unreadable: all of them again, which is harmless
-	type order struct {
-		device string
-		before int64
-		n      int64
-	}
-	var orders []order
-	err = w.db.Read(ctx, func(tx *db.Tx) (err error) {
-		orders, err = db.All(tx, func(scan db.Scan) (o order, err error) {
-			err = scan(&o.device, &o.before, &o.n)
-			return o, err
-		}, "SELECT device, before, n FROM fleet_wiped WHERE n > ? ORDER BY n", done)
-		return err
-	})
+	orders, err := w.read(ctx)
 	if err != nil {
-		return fmt.Errorf("read which readings to remove: %w", err)
+		return err
 	}
 	for _, o := range orders {
+		if o.n <= done {
+			continue
+		}
 		if err := w.series.Delete(ctx, croft.DeviceID(o.device), db.Instant(o.before)); err != nil {
 			return fmt.Errorf("remove readings of %s: %w", o.device, err)
 		}
@@ -86,4 +91,31 @@ func (w *wiper) carryOut(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// wipe is an order: what a box read before an instant goes.
+type wipe struct {
+	device string
+	before int64
+	n      int64
+}
+
+// read is all orders, the oldest first; from now on nothing is stored against them.
+func (w *wiper) read(ctx context.Context) (orders []wipe, err error) {
+	err = w.db.Read(ctx, func(tx *db.Tx) (err error) {
+		orders, err = db.All(tx, func(scan db.Scan) (o wipe, err error) {
+			err = scan(&o.device, &o.before, &o.n)
+			return o, err
+		}, "SELECT device, before, n FROM fleet_wiped ORDER BY n")
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read which readings to remove: %w", err)
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, o := range orders {
+		w.left[croft.DeviceID(o.device)] = db.Instant(o.before)
+	}
+	return orders, nil
 }

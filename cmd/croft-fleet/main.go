@@ -66,7 +66,12 @@ Exit codes:
   croft-fleet --dir /var/lib/croft-fleet --origin https://fleet.example --listen 127.0.0.1:8080 --proxy 127.0.0.0/8 \
     --key /etc/croft/fleet.key --database postgres:///fleet --blobs s3://s3.example/croft \
     --broker mqtts://fleet@broker.example:8884 --tell-broker tls://broker.example:8883`,
-		Args:                  cobra.NoArgs,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usage(fmt.Errorf("%.40q is no flag", args[0]))
+			}
+			return nil
+		},
 		DisableFlagsInUseLine: true,
 		SilenceErrors:         true,
 		SilenceUsage:          true,

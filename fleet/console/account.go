@@ -37,16 +37,44 @@ type accountPage struct {
 	From, To string // "22:00"; empty: no quiet hours
 }
 
-// ownerScopes is what an owner can let a program do, with words for it.
-var ownerScopes = []struct {
+// scopes is all that the API lets a program do, with words for it. Who may do less is
+// offered less.
+var scopes = []struct {
 	permission rights.Permission
 	key        string
 }{
 	{rights.Permission{Resource: rights.Device, Action: rights.Read}, "tokens.device_read"},
 	{rights.Permission{Resource: rights.Telemetry, Action: rights.Read}, "tokens.telemetry_read"},
 	{rights.Permission{Resource: rights.Alert, Action: rights.Read}, "tokens.alert_read"},
+	{rights.Permission{Resource: rights.Job, Action: rights.Read}, "tokens.job_read"},
 	{rights.Permission{Resource: rights.Device, Action: rights.Rename}, "tokens.device_rename"},
 	{rights.Permission{Resource: rights.Job, Action: rights.Start}, "tokens.job_start"},
+	{rights.Permission{Resource: rights.Claim, Action: rights.Create}, "tokens.claim_create"},
+	{rights.Permission{Resource: rights.Device, Action: rights.Transfer}, "tokens.device_transfer"},
+	{rights.Permission{Resource: rights.Device, Action: rights.Release}, "tokens.device_release"},
+	{rights.Permission{Resource: rights.Device, Action: rights.Bundle}, "tokens.device_bundle"},
+	{rights.Permission{Resource: rights.Device, Action: rights.Label}, "tokens.device_label"},
+	{rights.Permission{Resource: rights.Device, Action: rights.Retire}, "tokens.device_retire"},
+	{rights.Permission{Resource: rights.Group, Action: rights.Read}, "tokens.group_read"},
+	{rights.Permission{Resource: rights.Group, Action: rights.Write}, "tokens.group_write"},
+	{rights.Permission{Resource: rights.Serial, Action: rights.Write}, "tokens.serial_write"},
+	{rights.Permission{Resource: rights.Fleet, Action: rights.Read}, "tokens.fleet_read"},
+	{rights.Permission{Resource: rights.Alert, Action: rights.Write}, "tokens.alert_write"},
+	{rights.Permission{Resource: rights.Webhook, Action: rights.Read}, "tokens.webhook_read"},
+	{rights.Permission{Resource: rights.Webhook, Action: rights.Write}, "tokens.webhook_write"},
+	{rights.Permission{Resource: rights.Person, Action: rights.Read}, "tokens.account_read"},
+	{rights.Permission{Resource: rights.Person, Action: rights.Write}, "tokens.account_write"},
+	{rights.Permission{Resource: rights.AuditLog, Action: rights.Read}, "tokens.audit_read"},
+}
+
+// Scopes is what the account page of a role offers for a token.
+func Scopes(role rights.Role) (out []rights.Permission) {
+	for _, one := range scopes {
+		if role.Grants(one.permission) != rights.None {
+			out = append(out, one.permission)
+		}
+	}
+	return out
 }
 
 func (c *Console) account(w http.ResponseWriter, r *http.Request, p rights.Principal) error {
@@ -77,7 +105,7 @@ func (c *Console) account(w http.ResponseWriter, r *http.Request, p rights.Princ
 	if data.Tokens, err = c.cfg.Auth.Tokens(ctx, p, p.Account); err != nil {
 		return err
 	}
-	for _, one := range ownerScopes {
+	for _, one := range scopes {
 		if p.Role.Grants(one.permission) != rights.None {
 			data.Scopes = append(data.Scopes, scopeChoice{one.permission.String(), c.views.Say(one.key)})
 		}

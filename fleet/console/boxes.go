@@ -1,6 +1,7 @@
 package console
 
 import (
+	"context"
 	"fmt"
 	"math"
 	"net/http"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"github.com/croft-cloud/croft"
+	"github.com/croft-cloud/croft/fleet/alert"
 	"github.com/croft-cloud/croft/fleet/auth/rights"
 	"github.com/croft-cloud/croft/fleet/console/frame"
 	"github.com/croft-cloud/croft/fleet/device"
@@ -64,6 +66,24 @@ func (c *Console) card(box device.Box, exam frame.Exam) card {
 	return out
 }
 
+// examine finds out how an owner's boxes are. Of alerts it has the words that are meant
+// for owners, and none of rules that are not.
+func (c *Console) examine(ctx context.Context, p rights.Principal, boxes []device.Box) (map[croft.DeviceID]frame.Exam, error) {
+	firing, _, err := c.cfg.Alerts.List(ctx, alert.Actor(ownerOf(p)), alert.Query{Firing: true, Limit: 500})
+	if err != nil {
+		return nil, err
+	}
+	words := map[croft.DeviceID][]string{}
+	for _, a := range firing {
+		words[a.Device] = append(words[a.Device], a.Sentence)
+	}
+	boxes = slices.Clone(boxes)
+	for n := range boxes {
+		boxes[n].Alerts = strings.Join(words[boxes[n].ID], " ")
+	}
+	return c.doctor.Examine(ctx, boxes)
+}
+
 type boxesPage struct {
 	Boxes []card
 	Money string // what all his boxes together earned and earn; empty: nothing to say
@@ -79,7 +99,7 @@ func (c *Console) boxes(w http.ResponseWriter, r *http.Request, p rights.Princip
 	if err != nil {
 		return err
 	}
-	exams, err := c.doctor.Examine(r.Context(), boxes)
+	exams, err := c.examine(r.Context(), p, boxes)
 	if err != nil {
 		return err
 	}
@@ -158,7 +178,7 @@ var boxCharts = []struct {
 }
 
 func (c *Console) boxPage(w http.ResponseWriter, r *http.Request, p rights.Principal, box device.Box) error {
-	exams, err := c.doctor.Examine(r.Context(), []device.Box{box})
+	exams, err := c.examine(r.Context(), p, []device.Box{box})
 	if err != nil {
 		return err
 	}

@@ -227,7 +227,7 @@ func TestPagesAreForEverybody(t *testing.T) {
 	b.age(t, idOf(4))
 	b.pay(t, idOf(4), "uact", 61_000_000, 61_000_000, 4_000_000)
 	b.say(t, idOf(2), &fleetapi.State{Presence: fleetapi.Lost, Journal: 7, Epoch: 1})
-	check(t, b.devices.SetAlerts(t.Context(), idOf(3), "Its fan turns slowly."))
+	b.fires(t, me, idOf(3), "The fan of Attic turns slowly.", "Its fan turns slowly.")
 	for n, kind := range []string{"agent_started", "boot_confirmed", "lease_won", "lease_ended", "kernel_panicked"} {
 		severity := fleetapi.SeverityInfo
 		if kind == "kernel_panicked" {

@@ -155,6 +155,24 @@ func TestBoxPageSaysWhatTheBoxDoes(t *testing.T) {
 	}
 }
 
+func TestOwnerIsToldOfAlertsInWordsForOwners(t *testing.T) {
+	w := newWorld(t, origin)
+	ann := w.owner(t, "ann@example.org")
+	for n, advice := range []string{"Your box slows itself down. Give it more air.", ""} {
+		id := w.own(t, ann.account(), n+1)
+		w.measure(t, id)
+		w.fires(t, ann.account(), id, "Attic in rack 7 is slow, see ticket 4711.", advice)
+		for _, path := range []string{"/boxes/" + string(id), "/boxes/" + string(id) + "/restart", "/boxes"} {
+			if body := ann.want(path); strings.Contains(body, "4711") {
+				t.Errorf("%s says what is for the staff", path)
+			}
+		}
+		if body := ann.get("/boxes/" + string(id)).Body.String(); strings.Contains(body, "looking at something") != (advice != "") || !strings.Contains(body, advice) {
+			t.Errorf("with advice %q the page says\n%s", advice, body)
+		}
+	}
+}
+
 func TestOwnerSeesWhatHisBoxesEarn(t *testing.T) {
 	w := newWorld(t, origin)
 	ann, bob := w.owner(t, "ann@example.org"), w.owner(t, "bob@example.org")
@@ -328,7 +346,7 @@ func TestAccount(t *testing.T) {
 	w := newWorld(t, origin)
 	ann := w.owner(t, "ann@example.org")
 	me := ann.account()
-	ann.want("/account", "ann@example.org", "Passkeys", "Quiet hours", "Here", "Programs of yours")
+	ann.want("/account", "ann@example.org", "Passkeys", "Quiet hours", "Here", "API tokens")
 
 	to, said := ann.follow("/account", "/auth/name", "name", "Ann")
 	wantSaid(t, "a name", to, said, "/account", "Your name was changed.")
@@ -454,6 +472,21 @@ func TestBoxesOfOthersAreNotThere(t *testing.T) {
 				t.Errorf("GET /boxes/%s%s: %d", of, path, rec.Code)
 			}
 		}
+	}
+	if rec := eve.get("/boxes/" + string(id) + "/restart"); rec.Code != http.StatusNotFound {
+		t.Errorf("GET restart: %d", rec.Code)
+	}
+	for _, deed := range []string{"/name", "/locate", "/restart", "/hand-over", "/hand-over/withdraw", "/give-up"} {
+		_, theirs := eve.follow("/account", "/boxes/"+string(id)+deed, "name", "Eve's")
+		_, none := eve.follow("/account", "/boxes/"+string(idOf(99))+deed, "name", "Eve's")
+		if theirs != none || !strings.Contains(theirs, "There is no such box") {
+			t.Errorf("POST %s says %q of another's box, and %q of none", deed, theirs, none)
+		}
+	}
+	box := must(w.devices.Box(t.Context(), device.Actor{ID: ann.account()}, id))(t)
+	jobs, _, err := w.jobs.List(t.Context(), job.Actor{ID: ann.account()}, job.Query{Device: id})
+	if check(t, err); box.Name != "" || box.Claim.State != "claimed" || len(jobs) > 0 {
+		t.Errorf("a stranger changed it: %+v, jobs %+v", box.Claim, jobs)
 	}
 	if body := eve.want("/boxes"); strings.Contains(body, id.ShortName()) {
 		t.Error("the list has it")

@@ -37,8 +37,8 @@ func (c *Console) locate(w http.ResponseWriter, r *http.Request, p rights.Princi
 	return c.frame.Then(w, r, pathOf(box), frame.Good, c.views.Say("box.locating"))
 }
 
-func (c *Console) restartPage(w http.ResponseWriter, r *http.Request, _ rights.Principal, box device.Box) error {
-	exams, err := c.doctor.Examine(r.Context(), []device.Box{box})
+func (c *Console) restartPage(w http.ResponseWriter, r *http.Request, p rights.Principal, box device.Box) error {
+	exams, err := c.examine(r.Context(), p, []device.Box{box})
 	if err != nil {
 		return err
 	}

@@ -210,6 +210,20 @@ func (w *world) own(t testing.TB, account string, n int) croft.DeviceID {
 	return id
 }
 
+// fires has an alert of a box that is somebody's fire: with words for the staff, and for
+// owners if they are to know.
+func (w *world) fires(t testing.TB, owner string, id croft.DeviceID, sentence, advice string) {
+	t.Helper()
+	check(t, w.devices.SetAlerts(t.Context(), id, sentence))
+	check(t, w.db.Write(t.Context(), func(tx *db.Tx) error {
+		now := db.Micros(time.Now())
+		_, err := tx.Exec(`INSERT INTO alert_alerts (id, rule, name, severity, target, device, box, owner, labels, members, sentence, advice, value, since, fired, ended, reason, told, withheld, acked, acked_by, note)
+			VALUES (?, 'rul_1', 'A rule', 'warning', ?, ?, 'Attic', ?, '{}', '[]', ?, ?, 1, ?, ?, 0, '', 1, '', 0, '', '')`,
+			fleetapi.NewID("alr"), string(id), string(id), owner, sentence, advice, now, now)
+		return err
+	}))
+}
+
 // age makes a box belong to its owner for a week already.
 func (w *world) age(t testing.TB, id croft.DeviceID) {
 	t.Helper()

@@ -74,9 +74,9 @@ type Device struct {
 	CertificateUntil fleetapi.Stamp    `json:"certificate_until,omitzero"`
 	Claim            Claim             `json:"claim"`
 	Labels           map[string]string `json:"labels"`
-	Interval         Duration          `json:"interval"` // between readings
-	Alerts           string            `json:"alerts,omitempty"`
-	Facts            map[string]string `json:"facts,omitempty"` // what it says about itself
+	Interval         Duration          `json:"interval"`         // between readings
+	Alerts           string            `json:"alerts,omitempty"` // what is wrong, as the staff is told; empty for owners, see Client.Alerts
+	Facts            map[string]string `json:"facts,omitempty"`  // what it says about itself
 }
 
 // Claim is whose a box is.

@@ -61,7 +61,12 @@ func listOf[From, To any](from []From, next string, err error, to func(From) To)
 	return fleetclient.Page[To]{Items: items(from, to), Next: next}, err
 }
 
-func deviceOf(b device.Box) fleetclient.Device {
+// deviceOf is a box as the caller may see it. What alert rules say of it in the words of
+// the staff is for the staff: owners have their own words in the list of alerts.
+func (k *call) deviceOf(b device.Box) fleetclient.Device {
+	if !k.actor(readDevice).Staff {
+		b.Alerts = ""
+	}
 	return fleetclient.Device{
 		ID: b.ID, Name: b.Name, Serial: b.Serial, SerialProven: b.Proven, Board: b.Board, Release: b.Release, WantedRelease: b.Desired.Release,
 		Slot: b.Slot, BootID: b.BootID, ClockSynced: b.Synced, Online: b.Online, PresenceSince: fleetapi.StampOf(b.PresenceAt), Seen: fleetapi.StampOf(b.Seen),
@@ -87,17 +92,17 @@ func (k *call) listDevices() (fleetclient.Page[fleetclient.Device], error) {
 		q.Online = &online
 	}
 	boxes, next, err := k.cfg.Devices.List(k.r.Context(), actor, q)
-	return listOf(boxes, next, err, deviceOf)
+	return listOf(boxes, next, err, k.deviceOf)
 }
 
 func (k *call) search() (fleetclient.Page[fleetclient.Device], error) {
 	boxes, err := k.cfg.Devices.Search(k.r.Context(), k.actor(readDevice), k.q.Get("q"))
-	return listOf(boxes, "", err, deviceOf)
+	return listOf(boxes, "", err, k.deviceOf)
 }
 
 func (k *call) getDevice() (fleetclient.Device, error) {
 	box, _, err := k.box(readDevice)
-	return deviceOf(box), err
+	return k.deviceOf(box), err
 }
 
 func (k *call) changeDevice(p fleetclient.DevicePatch) (fleetclient.Device, error) {
@@ -138,7 +143,7 @@ func (k *call) changeDevice(p fleetclient.DevicePatch) (fleetclient.Device, erro
 		}
 	}
 	box, err = k.cfg.Devices.Box(ctx, actor, box.ID)
-	return deviceOf(box), err
+	return k.deviceOf(box), err
 }
 
 func (k *call) events() (fleetclient.Page[fleetclient.Event], error) {
@@ -193,7 +198,7 @@ func (k *call) confirmClaim() (fleetclient.Device, error) {
 		return fleetclient.Device{}, err
 	}
 	box, err := k.cfg.Devices.ConfirmClaim(k.r.Context(), k.p.Account, id)
-	return deviceOf(box), err
+	return k.deviceOf(box), err
 }
 
 func (k *call) undoClaim() error {

@@ -168,7 +168,7 @@ func (k *call) send(boxes []device.Box, known map[croft.DeviceID][]byte) error {
 	there := map[croft.DeviceID]bool{}
 	for _, b := range boxes {
 		there[b.ID] = true
-		one := deviceOf(b)
+		one := k.deviceOf(b)
 		seen := one.Seen
 		one.Seen = fleetapi.Stamp{}
 		raw, err := json.Marshal(one)

@@ -147,6 +147,22 @@ func TestWhoMayNotSeeABoxLearnsNothing(t *testing.T) {
 	})
 }
 
+func TestWordsOfAlertsForTheStaffAreForTheStaff(t *testing.T) {
+	each(t, func(t *testing.T, w *world) {
+		id := w.box("ada")
+		const words = "The fan is slow, see ticket 4711."
+		check(t, w.devices.SetAlerts(t.Context(), id, words))
+		for _, path := range []string{"/devices/" + string(id), "/devices", "/search?q=" + string(id)} {
+			if a := w.ask(w.tokens["support"], http.MethodGet, path, nil); !strings.Contains(a.body, words) {
+				t.Errorf("%s does not tell the staff: %s", path, a.body)
+			}
+			if a := w.ask(w.tokens["ada"], http.MethodGet, path, nil); a.status != http.StatusOK || !strings.Contains(a.body, string(id)) || strings.Contains(a.body, "4711") {
+				t.Errorf("%s tells the owner: %d %s", path, a.status, a.body)
+			}
+		}
+	})
+}
+
 func TestPatch(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
 		path := "/devices/" + string(w.box("ada"))
