@@ -75,7 +75,8 @@ type Agent struct {
 	lines    *fleetlink.Lines  // the newest of the log
 	network  *joinfile.Network // nil: the box joins none
 	hosting  *hosting.Hosting  // nil: the box is let on no chain
-	fleet    *fleetlink.Link   // nil: nobody looks after the box
+	fleet    *fleetlink.Link   // nil: nobody looks after the box, or unlinked says why it has no link
+	unlinked error             // nil: nothing keeps the box from having a link
 	workers  *supervise.Supervisor
 	notes    []string // for the owner, about what was found at the start
 	facts    facts
@@ -170,7 +171,7 @@ func (a *Agent) mendClock(passed time.Time) {
 func (a *Agent) readNetwork() {
 	var err error
 	if a.network, err = a.loader.network(); err != nil {
-		a.network = nil
+		a.network, a.unlinked = nil, err
 		a.cfg.Log.Error("the box joins no network", "err", err)
 		a.notes = append(a.notes, "The box cannot read which network it belongs to, so it takes no work ("+err.Error()+").")
 	}

@@ -3,7 +3,6 @@ package agent
 import (
 	"context"
 	"errors"
-	"io/fs"
 	"maps"
 	"math"
 	"math/big"
@@ -22,7 +21,6 @@ import (
 	"github.com/croft-cloud/croft/agent/ownerpage/letting"
 	"github.com/croft-cloud/croft/agent/sampling"
 	"github.com/croft-cloud/croft/chain/account"
-	"github.com/croft-cloud/croft/firmware/esp"
 	"github.com/croft-cloud/croft/firmware/perm"
 	"github.com/croft-cloud/croft/provisioning/joinfile"
 	"github.com/croft-cloud/croft/relay"
@@ -43,15 +41,8 @@ const (
 
 // network reads which network the box joins; nil: none.
 func (l *loader) network() (*joinfile.Network, error) {
-	var raw []byte
-	err := l.look(func(v *esp.Volume) (err error) {
-		raw, err = v.ReadFile(joinfile.Path, joinfile.MaxSize)
-		return err
-	})
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
+	raw, found, err := l.readFile(joinfile.Path, joinfile.MaxSize)
+	if err != nil || !found {
 		return nil, err
 	}
 	return joinfile.Parse(raw)

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net"
 	"net/http"
 	"os"
@@ -23,7 +22,6 @@ import (
 	"github.com/croft-cloud/croft/agent/ownerpage"
 	"github.com/croft-cloud/croft/agent/sampling"
 	"github.com/croft-cloud/croft/firmware/bootlog"
-	"github.com/croft-cloud/croft/firmware/esp"
 	"github.com/croft-cloud/croft/provisioning/claim"
 	"github.com/croft-cloud/croft/provisioning/joinfile"
 )
@@ -34,15 +32,8 @@ const supervisorSocket = "/run/gokrazy-http.sock"
 
 // voucher reads the factory's word for this box; empty: it came without one.
 func (l *loader) voucher() (string, error) {
-	var raw []byte
-	err := l.look(func(v *esp.Volume) (err error) {
-		raw, err = v.ReadFile(joinfile.VoucherPath, joinfile.MaxVoucher)
-		return err
-	})
-	if errors.Is(err, fs.ErrNotExist) {
-		return "", nil
-	}
-	if err != nil {
+	raw, found, err := l.readFile(joinfile.VoucherPath, joinfile.MaxVoucher)
+	if err != nil || !found {
 		return "", err
 	}
 	return joinfile.ParseVoucher(raw)
@@ -71,6 +62,7 @@ func (a *Agent) prepareFleet() {
 		cfg.Leases, cfg.Earnings = leaseReadings{a.hosting}, earningReadings{a.hosting}
 	}
 	if a.fleet, err = fleetlink.New(cfg); err != nil {
+		a.unlinked = err
 		a.cfg.Log.Error("the box joins no fleet", "err", err)
 		a.notes = append(a.notes, "The box cannot join its fleet ("+err.Error()+"). Please ask for help.")
 	}
@@ -84,10 +76,11 @@ func (a *Agent) linkFleet(ctx context.Context) error {
 	return a.fleet.Run(ctx)
 }
 
-// checkFleet passes if the fleet sees the box, or there is none.
+// checkFleet passes if the fleet sees the box, or there is none. A release that
+// does not understand who looks after the box has lost the fleet as well.
 func (a *Agent) checkFleet(context.Context) error {
 	if a.fleet == nil {
-		return nil
+		return a.unlinked
 	}
 	if s := a.fleet.Status().Line; !s.Connected {
 		return fmt.Errorf("it is not reached (%s)", strings.TrimSuffix(s.Problem, "."))

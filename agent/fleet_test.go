@@ -133,6 +133,19 @@ func TestBoxWhoseFleetMakesNoSenseSaysSo(t *testing.T) {
 	if a.fleet != nil || len(a.notes) != 1 || !strings.HasPrefix(a.notes[0], "The box cannot join its fleet (") {
 		t.Errorf("notes are %q", a.notes)
 	}
+	if a.checkFleet(t.Context()) == nil {
+		t.Error("a release that cannot link the box to its fleet would be kept")
+	}
+}
+
+func TestReleaseThatCannotReadTheNetworkFileHasLostTheFleet(t *testing.T) {
+	a, stop := start(t, t.TempDir(), bootlog.Handover{}, new(bytes.Buffer))
+	defer stop()
+	a.readNetwork() // there is no EFI partition here
+	a.prepareFleet()
+	if a.network != nil || a.fleet != nil || a.checkFleet(t.Context()) == nil {
+		t.Error("a release that cannot read whose the box is would be kept")
+	}
 }
 
 func TestSupervisorIsAskedForAReboot(t *testing.T) {

@@ -3,6 +3,7 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"sync"
 
@@ -77,6 +78,20 @@ func (l *loader) CheckUKI(e slot.Entry) slot.UKIState {
 		return ""
 	}
 	return state
+}
+
+// readFile reads a file of the partition, and says whether it is there. Of a
+// partition that is not there itself nobody knows what is in it.
+func (l *loader) readFile(path string, most int64) (raw []byte, found bool, err error) {
+	err = l.look(func(v *esp.Volume) (err error) {
+		raw, err = v.ReadFile(path, most)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		found = err == nil
+		return err
+	})
+	return raw, found, err
 }
 
 // look reads the partition without mounting it.

@@ -44,9 +44,9 @@ var eventWords = map[journal.Kind]struct {
 	"lease_ended":      {fleetapi.SeverityInfo, "A lease ended."},
 }
 
-// tellEvents hands the journal's events to the line, each once, until ctx ends.
-// One that is handed on in the last moments before a power cut may be lost, or
-// told twice.
+// tellEvents hands the journal's events to the line, each once, until ctx ends;
+// then the line takes no more, and what is left is told at the next start. One that
+// is handed on in the last moments before a power cut may be lost, or told twice.
 func (l *Link) tellEvents(ctx context.Context) error {
 	tick := time.NewTicker(tellEvery)
 	defer tick.Stop()
@@ -57,7 +57,7 @@ func (l *Link) tellEvents(ctx context.Context) error {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return l.tellNew()
+			return nil
 		}
 	}
 }

@@ -23,8 +23,9 @@
 // Readings, events, the agent's log and bundles. Taken out of logs and bundles:
 // claim code and words, vouchers, tokens, keys and certificates in PEM, passwords,
 // and whatever looks like one of them. Never put in: the values of the journal,
-// and of tenants more than the numbers of their leases. What the box earns is among
-// the readings, in sums.
+// and what tenants' programs say or are told. Of tenants there are the numbers of
+// their leases, and in log lines about trouble the names of their services, images
+// and hosts. What the box earns is among the readings, in sums.
 //
 // # What survives what
 //

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/croft-cloud/croft/agent/journal"
@@ -151,6 +152,31 @@ func TestJournalsEventsAreToldOnce(t *testing.T) {
 	if len(told) != 1 {
 		t.Errorf("the end of the lease was told %d times", len(told))
 	}
+}
+
+func TestEventsOfTheLastMomentAreLeftForTheNextStart(t *testing.T) {
+	b := newBox(t, newFleet(t), t.TempDir(), newKey(t), nil)
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- b.tellEvents(ctx) }()
+		synctest.Wait()
+		_, err := b.cfg.Journal.Event("lease_ended", nil)
+		check(t, err)
+		cancel() // the line ends as well, and nobody takes events from it
+		check(t, <-ended)
+	})
+	var last told
+	_, err := b.cfg.Journal.Get(toldKey, &last)
+	check(t, err)
+	left := 0
+	for range b.cfg.Journal.Events(last.Seq) {
+		left++
+	}
+	if left == 0 {
+		t.Error("an event counts as told that no line took")
+	}
+	check(t, b.cfg.Journal.Close())
 }
 
 func TestRebootIsToldAsWhatItBecame(t *testing.T) {

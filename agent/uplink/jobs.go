@@ -20,6 +20,7 @@ const (
 	jobsOpen     = 16                 // at once; more are rejected
 	jobsRunning  = 4                  // at once; others wait
 	jobsKnown    = 64                 // that are over
+	jobsMost     = 256                // in all, with those of which the fleet did not take the status
 )
 
 // Handler does jobs of one kind.
@@ -240,12 +241,17 @@ func call(ctx context.Context, work func(context.Context, fleetapi.Job) (Result,
 	return work(ctx, job)
 }
 
-// take deals with a job as it arrives, for the first time or again.
-func (j *jobs) take(job fleetapi.Job) {
+// take deals with a job as it arrives, for the first time or again. It reports
+// false if there is no room for another: a fleet gone wrong, or a thief's, must not
+// fill disk and memory with statuses that it does not take.
+func (j *jobs) take(job fleetapi.Job) bool {
 	j.turn.Lock()
 	defer j.turn.Unlock()
 	r, known := j.records[job.ID]
 	switch {
+	case !known && len(j.records) >= jobsMost:
+		j.tidy() // perhaps the fleet has taken some by now
+		return false
 	case !known:
 		r = &jobRecord{Job: job}
 		j.records[job.ID] = r
@@ -263,6 +269,7 @@ func (j *jobs) take(job fleetapi.Job) {
 		}
 	}
 	j.signal()
+	return true
 }
 
 // decide answers a job that was not known. The caller holds turn.

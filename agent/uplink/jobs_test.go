@@ -246,3 +246,24 @@ func TestTooManyJobsAreRejected(t *testing.T) {
 	}
 	wantTold(t, b.told(last.ID), "REJECTED The box has too many jobs at once.")
 }
+
+func TestFleetThatTakesNoStatusesCannotFillTheBox(t *testing.T) {
+	b := openBench(t, t.TempDir(), nil)
+	for range 400 {
+		b.take(newJob("dance"))
+	}
+	const most = 256
+	if n := len(b.records); n != most {
+		t.Errorf("%d jobs are remembered, want %d", n, most)
+	}
+	if n := b.spool.Stats().Waiting; n != most {
+		t.Errorf("%d statuses wait, want %d", n, most)
+	}
+	for e := b.spool.Next(); e != nil; e = b.spool.Next() {
+		b.spool.Done(e) // the fleet is itself again
+	}
+	b.take(newJob("dance")) // makes room
+	last := newJob("dance")
+	b.take(last)
+	wantTold(t, b.told(last.ID), "REJECTED "+unknownKind)
+}

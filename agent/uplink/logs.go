@@ -15,6 +15,10 @@ import (
 const (
 	logRate  = 5   // lines a second
 	logBurst = 200 // lines at once
+
+	// lineMost is how many bytes of a line wait for being scrubbed: much more than
+	// are sent, so that a secret that is cut off here is cut off there as well.
+	lineMost = 4 * fleetapi.MaxText
 )
 
 // logs holds lines of the agent's log until they are sent.
@@ -48,9 +52,13 @@ func (h *logHandler) Handle(_ context.Context, r slog.Record) error {
 	text.WriteString(h.bound)
 	r.Attrs(func(a slog.Attr) bool {
 		appendAttr(&text, h.prefix, a)
-		return text.Len() < 4*fleetapi.MaxText
+		return text.Len() < lineMost
 	})
-	h.logs.add(fleetapi.LogLine{At: wireTime(r.Time), Level: levelWord(r.Level), Text: text.String()})
+	line := text.String()
+	if len(line) > lineMost {
+		line = strings.Clone(line[:lineMost]) // the rest may be large
+	}
+	h.logs.add(fleetapi.LogLine{At: wireTime(r.Time), Level: levelWord(r.Level), Text: line})
 	return nil
 }
 

@@ -240,7 +240,9 @@ func (s *session) say(ctx context.Context, p fleetapi.Payload, most time.Duratio
 	return s.wait(ctx, token, most)
 }
 
-// open begins the session: who we are, that we are there, what is wanted of us.
+// open begins the session: an ear for what is wanted of us, who we are, that we are
+// there. In this order, for the fleet answers a Hello with the jobs that wait, and a
+// broker drops what comes before the subscription.
 func (s *session) open(ctx context.Context) error {
 	abort := context.AfterFunc(ctx, func() {
 		s.mu.Lock()
@@ -253,13 +255,6 @@ func (s *session) open(ctx context.Context) error {
 	if !abort() || err != nil {
 		return fmt.Errorf("connect to broker: %w", errors.Join(ctx.Err(), err))
 	}
-	hello := s.u.hello(s.state)
-	if err := s.say(ctx, hello, ackTimeout); err != nil {
-		return fmt.Errorf("say hello: %w", err)
-	}
-	if err := s.say(ctx, &s.state, ackTimeout); err != nil {
-		return fmt.Errorf("say that the box is there: %w", err)
-	}
 	filter := fleetapi.DownFilter(s.u.cfg.device)
 	token := s.link.Subscribe(filter, 1, func(_ mqtt.Client, m mqtt.Message) { s.u.receive(m.Topic(), m.Payload()) })
 	if err := s.wait(ctx, token, ackTimeout); err != nil {
@@ -267,6 +262,13 @@ func (s *session) open(ctx context.Context) error {
 	}
 	if granted, ok := token.(interface{ Result() map[string]byte }); ok && granted.Result()[filter] > 2 {
 		return errors.New("subscribe: broker does not let this box read its own topics")
+	}
+	hello := s.u.hello(s.state)
+	if err := s.say(ctx, hello, ackTimeout); err != nil {
+		return fmt.Errorf("say hello: %w", err)
+	}
+	if err := s.say(ctx, &s.state, ackTimeout); err != nil {
+		return fmt.Errorf("say that the box is there: %w", err)
 	}
 	return nil
 }

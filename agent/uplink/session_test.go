@@ -43,6 +43,7 @@ type recorder struct {
 	tries     []time.Time                                            // guarded by mu
 	brokers   []string                                               // guarded by mu
 	published []string                                               // guarded by mu; "SESSION subject field"
+	heard     mqtt.MessageHandler                                    // guarded by mu; of the subscription; nil: there is none
 	connect   func() error                                           // answer to CONNECT; nil: accepted
 	publish   func(subject fleetapi.Subject, session int) mqtt.Token // nil: acknowledged
 }
@@ -59,6 +60,7 @@ func (r *recorder) Connect() mqtt.Token {
 	defer r.mu.Unlock()
 	r.tries = append(r.tries, time.Now())
 	r.brokers = append(r.brokers, r.options.Servers[0].Host)
+	r.heard = nil
 	if r.connect == nil {
 		return completed(nil)
 	}
@@ -87,8 +89,24 @@ func (r *recorder) Publish(topic string, _ byte, _ bool, payload any) mqtt.Token
 	return completed(nil)
 }
 
-func (r *recorder) Subscribe(string, byte, mqtt.MessageHandler) mqtt.Token { return completed(nil) }
-func (r *recorder) Disconnect(uint)                                        {}
+func (r *recorder) Subscribe(_ string, _ byte, heard mqtt.MessageHandler) mqtt.Token {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.heard = heard
+	return completed(nil)
+}
+
+func (r *recorder) Disconnect(uint) {}
+
+// order is a message of the fleet.
+type order struct {
+	mqtt.Message
+	topic string
+	raw   []byte
+}
+
+func (m order) Topic() string   { return m.topic }
+func (m order) Payload() []byte { return m.raw }
 
 // bubble is an enrolled uplink with two brokers, of which only the session's
 // worker runs, and a link that records.
@@ -234,6 +252,26 @@ func TestWindowIsBoundedAndSentAgainInOrder(t *testing.T) {
 	})
 }
 
+func TestJobsThatAFleetSendsUponAHelloAreHeard(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &recorder{}
+		u := bubble(t, r)
+		job := newJob("dance")
+		raw, err := fleetapi.Encode(&job)
+		check(t, err)
+		r.publish = func(subject fleetapi.Subject, _ int) mqtt.Token {
+			if subject == fleetapi.SubjectHello && r.heard != nil { // a broker drops what nobody has subscribed to
+				r.heard(nil, order{topic: fleetapi.SubjectJob.Topic(u.cfg.device), raw: raw})
+			}
+			return completed(nil)
+		}
+		during(t, u, time.Minute)
+		if !slices.Contains(r.published, "1 "+string(fleetapi.SubjectStatus)) {
+			t.Errorf("the job was not heard: %q", r.published)
+		}
+	})
+}
+
 func TestSessionsHaveWillsAndNumbersOfTheirOwn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var epochs []uint64
@@ -304,5 +342,12 @@ func TestLogHandlerIsBounded(t *testing.T) {
 	}
 	if lines < logBurst || lines > fleetapi.MaxLogLines || dropped+uint64(lines) != 1000 {
 		t.Errorf("%d lines, %d dropped", lines, dropped)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		time.Sleep(time.Minute)
+		log.Info("line", "c", strings.Repeat("x", 1<<20))
+	})
+	if n := len(u.logs.lines); n != 1 || len(u.logs.lines[0].Text) > 8*fleetapi.MaxText {
+		t.Errorf("%d lines wait, the first with %d bytes", n, len(u.logs.lines[0].Text))
 	}
 }

@@ -14,8 +14,8 @@
 //     (provisioning/enroll). Another claim code is told by enrolling once more.
 //   - Two questions by the same HTTPS: what time it is ([Uplink.CompareClock]), and
 //     whether the fleet takes a document ([Uplink.Upload]).
-//   - Session: CONNECT with a will that says lost, Hello, State online (retained),
-//     one subscription to dn/+; at the end State lost and DISCONNECT. Sessions are
+//   - Session: CONNECT with a will that says lost, one subscription to dn/+, Hello,
+//     State online (retained); at the end State lost and DISCONNECT. Sessions are
 //     numbered; a number that a broker may have seen is never used again, so no
 //     old will buries a new session. Sessions are clean: jobs that came while the
 //     box was away must be sent again when the fleet sees its Hello.
@@ -302,15 +302,21 @@ func (u *Uplink) receive(topic string, raw []byte) {
 	switch p := p.(type) {
 	case *fleetapi.Desired:
 		u.desired.take(p)
+		return
 	case *fleetapi.Job:
-		u.jobs.take(*p)
-	default:
-		u.mu.Lock()
-		u.refused++
-		u.mu.Unlock()
-		u.log.Warn("message of the fleet cannot be used", "topic", fleetapi.CleanText(topic, 100), "err", err)
+		if u.jobs.take(*p) {
+			return
+		}
+		err = errTooManyJobs
 	}
+	u.mu.Lock()
+	u.refused++
+	u.mu.Unlock()
+	u.log.Warn("message of the fleet cannot be used", "topic", fleetapi.CleanText(topic, 100), "err", err)
 }
+
+// errTooManyJobs reports a job that was ignored.
+var errTooManyJobs = errors.New("fleet sends jobs and takes no answers")
 
 // began is told that a session is up.
 func (u *Uplink) began(s *session) {

@@ -93,13 +93,16 @@ func (w *world) once(t *testing.T, b *running, said []string) {
 	}
 }
 
+// trouble is something that keeps a box from its fleet for a while.
+type trouble struct {
+	name  string
+	every time.Duration              // between two events
+	while func(w *world, b *running) // between the first events and the last
+}
+
 func TestNothingIsLostOrDoubled(t *testing.T) {
-	for _, tc := range []struct {
-		name  string
-		every time.Duration              // between two events
-		while func(w *world, b *running) // between the first events and the last
-	}{
-		{"the link flaps", time.Second, func(w *world, b *running) {
+	loseNothing(t,
+		trouble{"the link flaps", time.Second, func(w *world, b *running) {
 			for range 20 {
 				time.Sleep(7 * time.Second)
 				b.Link().Cut()
@@ -107,7 +110,7 @@ func TestNothingIsLostOrDoubled(t *testing.T) {
 				b.Link().Mend()
 			}
 		}},
-		{"the link goes silent for ten minutes", 3 * time.Second, func(w *world, b *running) {
+		trouble{"the link goes silent for ten minutes", 3 * time.Second, func(w *world, b *running) {
 			b.Link().Silence()
 			time.Sleep(10 * time.Minute)
 			if w.box(b.Device()).Online {
@@ -115,19 +118,18 @@ func TestNothingIsLostOrDoubled(t *testing.T) {
 			}
 			b.Link().Mend()
 		}},
-		{"the fleet is killed again and again", time.Second, func(w *world, b *running) {
+		trouble{"the fleet is killed again and again", time.Second, func(w *world, b *running) {
 			for range 8 {
 				time.Sleep(20 * time.Second)
 				w.away(2 * time.Second)
 			}
 		}},
-		{"the fleet is away for an hour", 15 * time.Second, func(w *world, b *running) { w.away(time.Hour) }},
-		{"the database is away for five minutes", 2 * time.Second, func(w *world, b *running) {
-			w.refuseAll(errAway)
-			time.Sleep(5 * time.Minute)
-			w.refuseAll(nil)
-		}},
-	} {
+	)
+}
+
+// loseNothing has a box tell of events before, during and after each trouble.
+func loseNothing(t *testing.T, troubles ...trouble) {
+	for _, tc := range troubles {
 		t.Run(tc.name, func(t *testing.T) {
 			bubble(t, func(t *testing.T, w *world) {
 				b := run(t, w.config(t.TempDir(), 3))
@@ -213,16 +215,16 @@ func TestBoxIsTheSameOnItsFolder(t *testing.T) {
 func TestFullSpoolKeepsWhatIsWorthMost(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
 		cfg := w.config(t.TempDir(), 6)
-		cfg.Budget = 384 << 10 // 96 blocks: the events have room, readings not
+		cfg.Budget = 192 << 10 // 48 blocks: the events have room, readings not
 		b := run(t, cfg)
 		until(t, time.Minute, "the box is there", func() bool { return b.Status().Connected })
 		b.Link().Cut()
-		said := tick(b, 0, 40)
-		time.Sleep(2 * time.Hour) // of readings
+		said := tick(b, 0, 15)
+		time.Sleep(time.Hour) // of readings
 		if b.Status().Dropped == 0 {
 			t.Fatal("the spool is not full")
 		}
-		said = append(said, tick(b, 40, 40)...)
+		said = append(said, tick(b, 15, 15)...)
 		b.Link().Mend()
 		w.once(t, b, said)
 	})

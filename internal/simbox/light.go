@@ -126,8 +126,16 @@ type lightSession struct {
 	waiting []onWay // for acknowledgements, in order
 }
 
-// greet says who the box is and what is left from the session before.
+// greet says who the box is and what is left from the session before. It subscribes
+// first, as agent/uplink does: a fleet answers a Hello with the jobs that wait.
 func (s *lightSession) greet() error {
+	granted, err := s.line.Subscribe(fleetapi.DownFilter(s.pass.Device))
+	if err != nil {
+		return err
+	}
+	if !granted {
+		return errors.New("broker does not let the box read its own topics")
+	}
 	hello := &fleetapi.Hello{
 		Journal: s.journal, Epoch: s.epoch, Version: fleetapi.Version, At: fleetapi.Truncate(time.Now()), Synced: true,
 		BootID: s.bootID, Release: defaultRelease, Slot: croft.SlotA, Board: defaultBoard,
@@ -139,17 +147,6 @@ func (s *lightSession) greet() error {
 	if err := s.say(&fleetapi.State{Presence: fleetapi.Online, Journal: s.journal, Epoch: s.epoch}, nil); err != nil {
 		return err
 	}
-	granted, err := s.line.Subscribe(fleetapi.DownFilter(s.pass.Device))
-	if err != nil {
-		return err
-	}
-	if !granted {
-		return errors.New("broker does not let the box read its own topics")
-	}
-	for _, id := range s.line.acks {
-		s.acknowledged(id)
-	}
-	s.line.acks = nil
 	for _, n := range s.unsaid {
 		if err := s.send(fleetapi.SubjectStatus, 1, n.raw, n); err != nil {
 			return err

@@ -27,7 +27,6 @@ type Line struct {
 	last    uint16 // id of the last packet that wants an answer
 	sent    time.Time
 	arrived []Message // that came while something else was waited for
-	acks    []uint16  // the same of acknowledgements
 }
 
 // Message is one that came from the fleet.
@@ -292,8 +291,6 @@ func (l *Line) await(kind byte, id uint16, most time.Duration) (packet, error) {
 				return packet{}, err
 			}
 			l.arrived = append(l.arrived, m)
-		case p.kind == pktPuback:
-			l.acks = append(l.acks, p.id())
 		}
 	}
 }
