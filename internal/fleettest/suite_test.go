@@ -177,7 +177,9 @@ func TestNothingIsLostOrDoubled(t *testing.T) {
 			if round == 3 && w.broker != nil {
 				w.broker.start(t)
 			}
+			begin := time.Now()
 			arrived(t, admin, box.Device(), "test_event", (round+1)*batch)
+			t.Logf("round %d: all there after %.1f s", round, time.Since(begin).Seconds())
 		}
 	})
 }
